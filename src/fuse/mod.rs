@@ -1,0 +1,1 @@
+//! The FUSE adaptor: convert a request, call one union operation, reply.

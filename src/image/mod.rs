@@ -1,0 +1,1 @@
+//! Images as input and the store they are unpacked into.

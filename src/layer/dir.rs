@@ -1,0 +1,1 @@
+//! A layer that is a plain directory tree.

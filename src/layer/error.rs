@@ -1,0 +1,1 @@
+//! Why a layer or an upper cannot be opened.

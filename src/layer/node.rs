@@ -1,0 +1,1 @@
+//! Nodes of a directory tree, found by parent and name.

@@ -1,0 +1,3 @@
+//! The `acetate` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The composition root: image, layers, union and FUSE session make a mount.

@@ -1,0 +1,1 @@
+//! The union of layers as a filesystem. Knows neither FUSE nor OCI.
