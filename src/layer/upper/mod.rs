@@ -3,13 +3,6 @@
 //! Every mutation that a crash could leave half-done is built in the workdir and published by one rename or link.
 
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io;
-use std::path::Path;
-use std::sync::Arc;
-
-use super::error::UpperError;
-use super::{Marks, Node, OverlayHandle, Stat, Timestamp};
 
 /// Which xattr namespace the overlay's private marks are written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,5 +53,11 @@ pub enum Replace {
 /// A new inode in the workdir that no one sees yet. Dropped without [`Upper::publish`] it is removed again.
 #[derive(Debug)]
 pub struct Staged {
+    _private: (),
+}
+
+/// The writable upper layer and its workdir.
+#[derive(Debug)]
+pub struct Upper {
     _private: (),
 }

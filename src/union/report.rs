@@ -1,0 +1,87 @@
+//! What a union tells about itself: which layer a path comes from, what changed, what it did.
+
+use serde::{Deserialize, Serialize};
+
+/// Kind of a change against the lower layers, as `docker diff` names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChangeKind {
+    /// Added.
+    A,
+    /// Changed.
+    C,
+    /// Deleted.
+    D,
+}
+
+/// One changed path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// How it changed.
+    pub kind: ChangeKind,
+    /// The path from the mount's root, with a leading `/`; bytes that are not UTF-8 are replaced.
+    pub path: String,
+}
+
+/// One layer's word on a path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerWord {
+    /// 0 is the upper (or the topmost lower of a read-only mount), growing downwards.
+    pub index: usize,
+    /// Where the layer lies.
+    pub layer: String,
+    /// `file`, `directory`, `symlink`, `special`, `whiteout`, `opaque directory`, `nothing`.
+    pub has: String,
+    /// `shown`, `merged`, or `hidden by layer N (REASON)`.
+    pub role: String,
+}
+
+/// The answer of `explain`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The path from the mount's root.
+    pub path: String,
+    /// One word of each layer that says something, topmost first.
+    pub layers: Vec<LayerWord>,
+    /// Whether the path was copied up.
+    pub copied_up: bool,
+    /// Time (seconds since the epoch) and reason of the copy-up where this mount made it.
+    pub copy_up_time: Option<u64>,
+    /// Such as `open for writing`, `chmod`, `rename`.
+    pub copy_up_reason: Option<String>,
+}
+
+/// Counters since the mount was made.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StatsSnapshot {
+    /// Requests by operation name, how often, and total microseconds.
+    pub operations: Vec<OperationStats>,
+    /// Lookups answered from memory.
+    pub lookup_hits: u64,
+    /// Lookups that asked a layer.
+    pub lookup_misses: u64,
+    /// Copy-ups that copied data.
+    pub copy_up_data: u64,
+    /// Copy-ups of metadata alone, directories and special files included.
+    pub copy_up_meta: u64,
+    /// Bytes copied by them.
+    pub copy_up_bytes: u64,
+    /// Opens served by passthrough.
+    pub passthrough_opens: u64,
+    /// Opens served by requests.
+    pub cached_opens: u64,
+    /// Inodes that the kernel holds at present.
+    pub inodes: u64,
+}
+
+/// Counters of one operation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OperationStats {
+    /// Its FUSE name.
+    pub name: String,
+    /// How often it was asked.
+    pub count: u64,
+    /// Time spent in microseconds, in all.
+    pub total_us: u64,
+    /// The slowest in microseconds.
+    pub max_us: u64,
+}
