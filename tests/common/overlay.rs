@@ -1,0 +1,77 @@
+//! The kernel's overlayfs, with the same shape as the mounts of acetate.
+
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount,
+};
+
+use super::mount::detach;
+
+/// A kernel overlayfs mount, unmounted on drop.
+#[derive(Debug)]
+pub struct Overlay {
+    dir: Option<PathBuf>,
+}
+
+impl Overlay {
+    /// Mounts `lowers` (the first is the topmost) under `upper` and its workdir at `dir`, with options
+    /// spelled as in `mount -o`.
+    pub fn mount<L: AsRef<Path>>(
+        dir: &Path,
+        lowers: &[L],
+        upper: Option<(&Path, &Path)>,
+        options: &str,
+    ) -> std::io::Result<Overlay> {
+        let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(&fs, "source", "overlay")?;
+        for lower in lowers {
+            fsconfig_set_string(&fs, "lowerdir+", lower.as_ref())?;
+        }
+        if let Some((upper, work)) = upper {
+            fsconfig_set_string(&fs, "upperdir", upper)?;
+            fsconfig_set_string(&fs, "workdir", work)?;
+        }
+        let mut attributes = MountAttrFlags::empty();
+        for option in options.split(',').filter(|o| !o.is_empty()) {
+            match option.split_once('=') {
+                Some((key, value)) => fsconfig_set_string(&fs, key, value)?,
+                None if option == "noatime" => attributes |= MountAttrFlags::MOUNT_ATTR_NOATIME,
+                None => fsconfig_set_flag(&fs, option)?,
+            }
+        }
+        fsconfig_create(&fs)?;
+        let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+        move_mount(
+            &mount,
+            "",
+            rustix::fs::CWD,
+            dir,
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )?;
+        Ok(Overlay {
+            dir: Some(dir.to_owned()),
+        })
+    }
+
+    /// The merged directory.
+    pub fn path(&self) -> &Path {
+        self.dir.as_deref().unwrap()
+    }
+
+    /// Unmounts it; fails while something in it is in use.
+    pub fn unmount(mut self) -> nix::Result<()> {
+        nix::mount::umount(self.path())?;
+        self.dir = None;
+        Ok(())
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        if let Some(dir) = &self.dir {
+            detach(dir);
+        }
+    }
+}
