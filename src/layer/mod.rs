@@ -6,6 +6,7 @@
 
 pub mod dir;
 pub mod error;
+pub mod fdcache;
 pub mod format;
 pub mod node;
 pub mod upper;
