@@ -242,6 +242,15 @@ pub trait Layer: Send + Sync + std::fmt::Debug {
     /// Attributes of the node that a handle of this layer's filesystem names: `None` when the handle is of another
     /// filesystem, is stale, or the process may not open by handle.
     fn stat_by_handle(&self, handle: &OverlayHandle) -> io::Result<Option<Stat>>;
+    /// The inode number that a handle of this layer's filesystem holds, read from its bytes: `None` when it is of another
+    /// filesystem, or of a type that is not known. Needs no privilege.
+    fn ino_of_handle(&self, _handle: &OverlayHandle) -> Option<u64> {
+        None
+    }
+    /// Nothing can be written through what [`Layer::open`] gives, not even by the kernel reopening it: passthrough is safe.
+    fn is_protected(&self) -> bool {
+        false
+    }
     /// Filesystem statistics.
     fn statfs(&self) -> io::Result<nix::sys::statvfs::Statvfs>;
     /// Where the layer lies, for messages.

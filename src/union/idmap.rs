@@ -23,3 +23,91 @@ pub struct IdMaps {
     /// Every group is shown as this group.
     pub squash_gid: Option<u32>,
 }
+
+/// The id that stands for one that the map does not cover (the kernel's `overflowuid`).
+pub const OVERFLOW_ID: u32 = 65534;
+
+fn to_inside(map: &[IdRange], id: u32) -> u32 {
+    if map.is_empty() {
+        return id;
+    }
+    map.iter()
+        .find(|r| id >= r.outside && id - r.outside < r.count)
+        .map_or(OVERFLOW_ID, |r| r.inside + (id - r.outside))
+}
+
+fn to_outside(map: &[IdRange], id: u32) -> Option<u32> {
+    if map.is_empty() {
+        return Some(id);
+    }
+    map.iter()
+        .find(|r| id >= r.inside && id - r.inside < r.count)
+        .map(|r| r.outside + (id - r.inside))
+}
+
+impl IdMaps {
+    /// The user that programs see for one on disk.
+    pub fn uid_inside(&self, uid: u32) -> u32 {
+        self.squash_uid
+            .unwrap_or_else(|| to_inside(&self.uids, uid))
+    }
+    /// The group that programs see for one on disk.
+    pub fn gid_inside(&self, gid: u32) -> u32 {
+        self.squash_gid
+            .unwrap_or_else(|| to_inside(&self.gids, gid))
+    }
+    /// The user on disk for one that a program names; `None` when the map has none.
+    pub fn uid_outside(&self, uid: u32) -> Option<u32> {
+        to_outside(&self.uids, uid)
+    }
+    /// The group on disk for one that a program names; `None` when the map has none.
+    pub fn gid_outside(&self, gid: u32) -> Option<u32> {
+        to_outside(&self.gids, gid)
+    }
+    /// Owners are shown as they lie on disk.
+    pub fn is_identity(&self) -> bool {
+        *self == IdMaps::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_map_both_ways() {
+        let maps = IdMaps {
+            uids: vec![
+                IdRange {
+                    inside: 0,
+                    outside: 1000,
+                    count: 1,
+                },
+                IdRange {
+                    inside: 1,
+                    outside: 100_000,
+                    count: 65_536,
+                },
+            ],
+            ..IdMaps::default()
+        };
+        assert_eq!(maps.uid_inside(1000), 0);
+        assert_eq!(maps.uid_inside(100_009), 10);
+        assert_eq!(maps.uid_inside(5), OVERFLOW_ID);
+        assert_eq!(maps.uid_outside(0), Some(1000));
+        assert_eq!(maps.uid_outside(65_536), Some(165_535));
+        assert_eq!(maps.uid_outside(65_537), None);
+        assert_eq!(maps.gid_inside(7), 7);
+    }
+
+    #[test]
+    fn squashing_shows_one_owner() {
+        let maps = IdMaps {
+            squash_uid: Some(0),
+            squash_gid: Some(9),
+            ..IdMaps::default()
+        };
+        assert_eq!(maps.uid_inside(1234), 0);
+        assert_eq!(maps.gid_inside(1234), 9);
+    }
+}

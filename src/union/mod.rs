@@ -1,59 +1,179 @@
 //! The union of layers as a filesystem. Knows neither FUSE nor OCI.
+//!
+//! [`Union`] offers one method per filesystem operation; what each does lies in the module of its concern:
+//!
+//! - `stack`: the layers, and the lookup of one name through them; `namei`: from a name to an inode;
+//! - `inode`, `table`: identity, real parts and names of a file; which of them the kernel knows by which node id;
+//! - `listing`, `readdir`: the merged entries of a directory;
+//! - `copy_up`, `dir`, `rename`: changes of the upper; `attr`, `xattr`, `acl`, `idmap`: attributes;
+//! - `open`, `file`: open files, and whether the kernel serves them by itself;
+//! - `explain`, `report`, `stats`: what a union tells about itself; `lock`: the order of locks.
 
+mod acl;
+mod attr;
+mod copy_up;
+mod dir;
 pub mod error;
+mod explain;
+mod file;
 pub mod idmap;
+mod inode;
+mod listing;
+mod lock;
+mod namei;
+mod open;
 pub mod params;
+mod readdir;
+mod rename;
 pub mod report;
+mod stack;
+mod stats;
+mod table;
 pub mod types;
+mod xattr;
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::sys::statvfs::Statvfs;
+use parking_lot::Mutex;
 
 pub use error::{Error, Result};
 pub use params::Params;
 pub use report::{Change, ChangeKind, Explanation, StatsSnapshot};
 pub use types::*;
 
-use crate::layer::Layer;
 use crate::layer::upper::Upper;
+use crate::layer::{Layer, Opaque};
+use file::Handles;
+use inode::{Inode, State, UpperPart};
+use lock::{Rank, Ranked};
+use params::RedirectDir;
+use stack::Stack;
+use table::Table;
 
 /// The merged filesystem.
-pub struct Union {}
+#[derive(Debug)]
+pub struct Union {
+    /// Immutable.
+    stack: Stack,
+    /// Immutable.
+    params: Params,
+    /// The root directory, known to the kernel as [`ROOT`]. Immutable.
+    root: Arc<Inode>,
+    /// Its own leaf locks.
+    table: Table,
+    /// Its own leaf locks.
+    handles: Handles,
+    /// Held by renames between directories.
+    rename_lock: Ranked<()>,
+    /// Set once.
+    notify: OnceLock<NotifyCell>,
+    /// Atomic.
+    stats: stats::Counters,
+    /// When and why inodes were copied up by this mount, by inode number. A leaf lock.
+    copied: Mutex<HashMap<u64, (u64, &'static str)>>,
+}
 
-#[allow(unused_variables, clippy::todo, clippy::too_many_arguments)]
+struct NotifyCell(Arc<dyn Notify>);
+
+impl std::fmt::Debug for NotifyCell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Notify")
+    }
+}
+
+impl std::ops::Deref for NotifyCell {
+    type Target = dyn Notify;
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
 impl Union {
-    /// See the module.
+    /// Makes a union of lower layers (topmost first) and an upper, if it is to be writable.
     pub fn new(
         lowers: Vec<Arc<dyn Layer>>,
         upper: Option<Arc<Upper>>,
         params: Params,
     ) -> Result<Union> {
-        todo!()
+        let follow = params.redirect_dir != RedirectDir::NoFollow;
+        let stack = Stack::new(lowers, upper, follow);
+        let table = Table::new();
+        let parts = stack.root()?;
+        let Some(stat) = parts.stat().copied() else {
+            return Err(Error::Corrupt("a union needs at least one layer".into()));
+        };
+        let numbered = parts.lower_stat.unwrap_or(stat);
+        let ino = stack.ino(numbered.dev, numbered.ino, || table.dynamic_ino());
+        let state = State {
+            lowers: parts.lowers,
+            upper: parts.upper.map(|u| UpperPart {
+                real_ino: u.stat.ino,
+                xwhiteouts: u.marks.opaque == Opaque::XWhiteouts,
+                node: u.node,
+            }),
+            ..State::default()
+        };
+        let root = Arc::new(Inode::new(ROOT, ino, libc::S_IFDIR, state));
+        table.acquire(ROOT, &root);
+        Ok(Union {
+            stack,
+            params,
+            root,
+            table,
+            handles: Handles::new(),
+            rename_lock: Ranked::new(Rank::Rename, ()),
+            notify: OnceLock::new(),
+            stats: stats::Counters::default(),
+            copied: Mutex::default(),
+        })
     }
+
+    fn writable(&self) -> Result<()> {
+        if self.params.read_only || self.stack.upper.is_none() {
+            return Err(Error::Errno(libc::EROFS));
+        }
+        Ok(())
+    }
+
     /// Where cache invalidations go; called once, before the first request.
     pub fn set_notify(&self, notify: Arc<dyn Notify>) {
-        todo!()
+        if self.notify.set(NotifyCell(notify)).is_err() {
+            log::error!("the receiver of cache invalidations was set twice");
+        }
     }
-    /// See the module.
+
+    /// The semantic options.
     pub fn params(&self) -> &Params {
-        todo!()
+        &self.params
     }
-    /// See the module.
+
+    /// Called once when the mount is gone: lets go of every inode and open file.
+    pub fn shutdown(&self) {
+        self.handles.clear();
+        self.table.clear();
+    }
+
+    /// What a name in a directory stands for.
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Lookup> {
-        todo!()
+        self.do_lookup(parent, name)
     }
+
     /// The kernel gives back `count` lookups of a node.
     pub fn forget(&self, node: NodeId, count: u64) {
-        todo!()
+        self.do_forget(node, count)
     }
-    /// See the module.
+
+    /// Attributes, and how long they may be kept.
     pub fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<(Attr, Duration)> {
-        todo!()
+        self.do_getattr(node, handle)
     }
+
     /// An all-`None` [`SetAttr`] means: take suid and sgid away.
     pub fn setattr(
         &self,
@@ -61,12 +181,14 @@ impl Union {
         node: NodeId,
         set: &SetAttr,
     ) -> Result<(Attr, Duration)> {
-        todo!()
+        self.do_setattr(caller, node, set)
     }
-    /// See the module.
+
+    /// The target of a symlink.
     pub fn readlink(&self, node: NodeId) -> Result<OsString> {
-        todo!()
+        self.do_readlink(node)
     }
+
     /// `rdev` in the kernel's 32-bit encoding.
     pub fn mknod(
         &self,
@@ -77,9 +199,10 @@ impl Union {
         umask: u32,
         rdev: u32,
     ) -> Result<Entry> {
-        todo!()
+        self.do_mknod(caller, parent, name, mode, umask, rdev)
     }
-    /// See the module.
+
+    /// Makes a directory.
     pub fn mkdir(
         &self,
         caller: &Caller,
@@ -88,9 +211,10 @@ impl Union {
         mode: u32,
         umask: u32,
     ) -> Result<Entry> {
-        todo!()
+        self.do_mkdir(caller, parent, name, mode, umask)
     }
-    /// See the module.
+
+    /// Makes a symlink.
     pub fn symlink(
         &self,
         caller: &Caller,
@@ -98,21 +222,25 @@ impl Union {
         name: &OsStr,
         target: &OsStr,
     ) -> Result<Entry> {
-        todo!()
+        self.do_symlink(caller, parent, name, target)
     }
-    /// See the module.
+
+    /// Gives a file another name.
     pub fn link(&self, node: NodeId, new_parent: NodeId, new_name: &OsStr) -> Result<Entry> {
-        todo!()
+        self.do_link(node, new_parent, new_name)
     }
-    /// See the module.
+
+    /// Removes a name of what is no directory.
     pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
-        todo!()
+        self.do_unlink(parent, name)
     }
-    /// See the module.
+
+    /// Removes an empty directory.
     pub fn rmdir(&self, parent: NodeId, name: &OsStr) -> Result<()> {
-        todo!()
+        self.do_rmdir(parent, name)
     }
-    /// See the module.
+
+    /// Moves a name.
     pub fn rename(
         &self,
         parent: NodeId,
@@ -121,8 +249,9 @@ impl Union {
         new_name: &OsStr,
         mode: RenameMode,
     ) -> Result<()> {
-        todo!()
+        self.do_rename(parent, name, new_parent, new_name, mode)
     }
+
     /// `flags` as of `open(2)`. `ESTALE` asks the kernel to look the name up again.
     pub fn open(
         &self,
@@ -131,9 +260,10 @@ impl Union {
         flags: i32,
         backing: &dyn BackingOpener,
     ) -> Result<Opened> {
-        todo!()
+        self.do_open(caller, node, flags, backing)
     }
-    /// See the module.
+
+    /// Makes a regular file and opens it.
     pub fn create(
         &self,
         caller: &Caller,
@@ -144,13 +274,15 @@ impl Union {
         flags: i32,
         backing: &dyn BackingOpener,
     ) -> Result<(Entry, Opened)> {
-        todo!()
+        self.do_create(caller, parent, name, mode, umask, flags, backing)
     }
-    /// See the module.
+
+    /// Reads; fewer bytes than asked only at the end of the file.
     pub fn read(&self, handle: HandleId, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        todo!()
+        self.do_read(handle, offset, buf)
     }
-    /// See the module.
+
+    /// Writes; returns how many bytes were taken.
     pub fn write(
         &self,
         handle: HandleId,
@@ -158,25 +290,30 @@ impl Union {
         data: &[u8],
         flags: WriteFlags,
     ) -> Result<usize> {
-        todo!()
+        self.do_write(handle, offset, data, flags)
     }
-    /// See the module.
+
+    /// An open file is closed.
     pub fn release(&self, handle: HandleId) {
-        todo!()
+        self.do_release(handle)
     }
-    /// See the module.
+
+    /// Makes an open file durable.
     pub fn fsync(&self, handle: HandleId, datasync: bool) -> Result<()> {
-        todo!()
+        self.do_fsync(handle, datasync)
     }
-    /// See the module.
+
+    /// As `fallocate(2)`.
     pub fn fallocate(&self, handle: HandleId, offset: u64, length: u64, mode: i32) -> Result<()> {
-        todo!()
+        self.do_fallocate(handle, offset, length, mode)
     }
-    /// See the module.
+
+    /// `SEEK_DATA` and `SEEK_HOLE` of `lseek(2)`.
     pub fn lseek(&self, handle: HandleId, offset: i64, whence: i32) -> Result<u64> {
-        todo!()
+        self.do_lseek(handle, offset, whence)
     }
-    /// See the module.
+
+    /// As `copy_file_range(2)`.
     pub fn copy_file_range(
         &self,
         from: HandleId,
@@ -185,12 +322,14 @@ impl Union {
         to_offset: u64,
         len: u64,
     ) -> Result<u64> {
-        todo!()
+        self.do_copy_file_range(from, from_offset, to, to_offset, len)
     }
-    /// See the module.
+
+    /// Opens a directory.
     pub fn opendir(&self, node: NodeId) -> Result<HandleId> {
-        todo!()
+        self.do_opendir(node)
     }
+
     /// Entries after cookie `offset` until `sink` returns true (full). `.` and `..` included.
     pub fn readdir(
         &self,
@@ -198,8 +337,9 @@ impl Union {
         offset: u64,
         sink: &mut dyn FnMut(DirEntry<'_>) -> bool,
     ) -> Result<()> {
-        todo!()
+        self.do_readdir(handle, offset, sink)
     }
+
     /// As `readdir`, with each entry looked up; `None` for `.` and `..`. An entry that `sink` refuses by true is not counted as looked up.
     pub fn readdirplus(
         &self,
@@ -207,21 +347,25 @@ impl Union {
         offset: u64,
         sink: &mut dyn FnMut(DirEntry<'_>, Option<&Entry>) -> bool,
     ) -> Result<()> {
-        todo!()
+        self.do_readdirplus(handle, offset, sink)
     }
-    /// See the module.
+
+    /// An open directory is closed.
     pub fn releasedir(&self, handle: HandleId) {
-        todo!()
+        self.do_releasedir(handle)
     }
-    /// See the module.
-    pub fn fsyncdir(&self, handle: HandleId, datasync: bool) -> Result<()> {
-        todo!()
+
+    /// Makes the entries of an open directory durable.
+    pub fn fsyncdir(&self, handle: HandleId, _datasync: bool) -> Result<()> {
+        self.do_fsyncdir(handle)
     }
-    /// See the module.
+
+    /// Statistics of the upper filesystem, or the topmost lower.
     pub fn statfs(&self) -> Result<Statvfs> {
-        todo!()
+        self.do_statfs()
     }
-    /// See the module.
+
+    /// Sets an xattr; `flags` as of `setxattr(2)`.
     pub fn setxattr(
         &self,
         caller: &Caller,
@@ -230,34 +374,45 @@ impl Union {
         value: &[u8],
         flags: i32,
     ) -> Result<()> {
-        todo!()
+        self.do_setxattr(caller, node, name, value, flags)
     }
-    /// See the module.
+
+    /// The value of an xattr.
     pub fn getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
-        todo!()
+        self.do_getxattr(node, name)
     }
-    /// See the module.
-    pub fn listxattr(&self, node: NodeId) -> Result<Vec<OsString>> {
-        todo!()
+
+    /// The names of the xattrs that a caller may see.
+    pub fn listxattr(&self, caller: &Caller, node: NodeId) -> Result<Vec<OsString>> {
+        self.do_listxattr(caller, node)
     }
-    /// See the module.
+
+    /// Removes an xattr.
     pub fn removexattr(&self, caller: &Caller, node: NodeId, name: &OsStr) -> Result<()> {
-        todo!()
+        self.do_removexattr(caller, node, name)
     }
-    /// Called once when the mount is gone: lets go of every layer.
-    pub fn shutdown(&self) {
-        todo!()
-    }
+
     /// Which layer shows the path (relative to the mount's root), what hides the others, whether it was copied up.
     pub fn explain(&self, path: &Path) -> Result<Explanation> {
-        todo!()
+        self.do_explain(path)
     }
+
     /// What the upper changes, in time proportional to it; sorted by path.
     pub fn diff(&self) -> Result<Vec<Change>> {
-        todo!()
+        self.do_diff()
     }
-    /// See the module.
+
+    /// Counters since the mount was made; those of single operations are the transport's.
     pub fn stats(&self) -> StatsSnapshot {
-        todo!()
+        self.do_stats()
+    }
+
+    fn do_readlink(&self, node: NodeId) -> Result<OsString> {
+        let inode = self.table.get(node)?;
+        if inode.file_type != libc::S_IFLNK {
+            return Err(Error::Errno(libc::EINVAL));
+        }
+        let (layer, at) = self.top(&inode)?;
+        Ok(layer.read_link(&at)?)
     }
 }

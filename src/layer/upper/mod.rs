@@ -273,6 +273,10 @@ impl Upper {
     pub fn index_lookup(&self, _handle: &OverlayHandle) -> io::Result<Option<(Node, Stat)>> {
         nosys()
     }
+    /// No lower inode has an index entry.
+    pub fn index_is_empty(&self) -> bool {
+        false
+    }
     /// Records the upper inode of a lower inode with several links.
     pub fn index_add(&self, _handle: &OverlayHandle, _node: &Node) -> io::Result<()> {
         nosys()

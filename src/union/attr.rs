@@ -1,0 +1,252 @@
+//! Attributes: showing and changing them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Union;
+use super::copy_up::Copy;
+use super::error::{Error, Result};
+use super::inode::{Inode, NlinkBase};
+use super::types::{Attr, Caller, HandleId, NodeId, SetAttr, SetTime};
+use crate::layer::upper::TimeSet;
+use crate::layer::{Layer, Stat};
+
+/// The kernel's 32-bit encoding of a device number, as FUSE carries it.
+pub(crate) fn encode_dev(dev: u64) -> u32 {
+    let (major, minor) = (libc::major(dev), libc::minor(dev));
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+/// The reverse of [`encode_dev`].
+pub(crate) fn decode_dev(dev: u32) -> u64 {
+    let major = (dev & 0xf_ff00) >> 8;
+    let minor = (dev & 0xff) | ((dev >> 12) & 0xf_ff00);
+    libc::makedev(major, minor)
+}
+
+impl Union {
+    /// Attributes as a program sees them.
+    pub(crate) fn attr(&self, inode: &Arc<Inode>, stat: &Stat) -> Result<Attr> {
+        let nlink = self.nlink(inode, stat)?;
+        let blocks = self.blocks(inode, stat)?;
+        Ok(Attr {
+            ino: inode.ino,
+            mode: stat.mode,
+            nlink: u32::try_from(nlink).unwrap_or(u32::MAX),
+            uid: self.params.ids.uid_inside(stat.uid),
+            gid: self.params.ids.gid_inside(stat.gid),
+            rdev: encode_dev(stat.rdev),
+            size: stat.size,
+            blocks,
+            blksize: stat.blksize,
+            atime: stat.atime,
+            mtime: stat.mtime,
+            ctime: stat.ctime,
+        })
+    }
+
+    /// A metacopy file has the blocks of its data.
+    fn blocks(&self, inode: &Inode, stat: &Stat) -> Result<u64> {
+        let data = {
+            let state = inode.state.read();
+            let is_meta = state.metacopy || (state.upper.is_none() && state.lowers.len() > 1);
+            if inode.is_dir() || !is_meta {
+                return Ok(stat.blocks);
+            }
+            state.lowers.last().cloned()
+        };
+        match data {
+            Some(lower) => Ok(self.stack.lower(&lower).stat(&lower.node)?.blocks),
+            None => Ok(stat.blocks),
+        }
+    }
+
+    fn nlink(&self, inode: &Arc<Inode>, stat: &Stat) -> Result<u64> {
+        let (merged, dead, indexed, nameless_lower) = {
+            let state = inode.state.read();
+            let parts = state.lowers.len() + usize::from(state.upper.is_some());
+            (
+                inode.is_dir() && parts > 1,
+                state.dead,
+                state.indexed.clone(),
+                state.upper.is_none() && state.dentries.is_empty(),
+            )
+        };
+        if inode.is_dir() {
+            if dead {
+                return Ok(0);
+            }
+            if self.params.static_nlink {
+                return Ok(1);
+            }
+            if !merged {
+                return Ok(stat.nlink);
+            }
+            // As on ext4: its own name, `.`, and `..` of each subdirectory.
+            let dir = Self::dir_part(inode)?;
+            if dir.listing.lock().is_none() {
+                let _ops = dir.ops.lock();
+                self.load_listing(inode, usize::MAX)?;
+            }
+            let subdirs = dir.listing.lock().as_ref().map_or(0, |l| l.subdirs());
+            return Ok(2 + u64::from(subdirs));
+        }
+        if let Some(indexed) = indexed {
+            return Ok(union_nlink(indexed.nlink, stat.nlink, indexed.lower_nlink));
+        }
+        if nameless_lower && inode.ino != self.root.ino {
+            // Removed while open: the lower still has its name, the union has not.
+            return Ok(stat.nlink.saturating_sub(1));
+        }
+        Ok(stat.nlink)
+    }
+
+    /// How long the kernel may keep the attributes of a node.
+    pub(crate) fn attr_ttl(&self, inode: &Arc<Inode>, node: NodeId) -> Duration {
+        let open = inode.open.lock();
+        // A retired node's file changes through another; a writable mapping changes times without a request.
+        if open.node != node || open.counts.lock().mappers > 0 {
+            return Duration::ZERO;
+        }
+        self.params.timeout
+    }
+
+    pub(crate) fn do_getattr(
+        &self,
+        node: NodeId,
+        _handle: Option<HandleId>,
+    ) -> Result<(Attr, Duration)> {
+        let inode = self.table.get(node)?;
+        let stat = self.stat(&inode)?;
+        let attr = self.attr(&inode, &stat)?;
+        Ok((attr, self.attr_ttl(&inode, node)))
+    }
+
+    pub(crate) fn do_setattr(
+        &self,
+        caller: &Caller,
+        node: NodeId,
+        set: &SetAttr,
+    ) -> Result<(Attr, Duration)> {
+        let inode = self.table.get(node)?;
+        self.writable()?;
+        let ids = &self.params.ids;
+        let invalid = Error::Errno(libc::EINVAL);
+        let uid = match set.uid {
+            Some(uid) => Some(ids.uid_outside(uid).ok_or(invalid)?),
+            None => None,
+        };
+        let gid = match set.gid {
+            Some(gid) => Some(ids.gid_outside(gid).ok_or(Error::Errno(libc::EINVAL))?),
+            None => None,
+        };
+        let reason = match set {
+            SetAttr { size: Some(_), .. } => "truncate",
+            SetAttr { mode: Some(_), .. } => "chmod",
+            SetAttr { uid: Some(_), .. } | SetAttr { gid: Some(_), .. } => "chown",
+            SetAttr { atime: Some(_), .. } | SetAttr { mtime: Some(_), .. } => "utimes",
+            _ => "loss of suid, sgid or capability",
+        };
+        let how = match set.size {
+            Some(0) => Copy::NoData,
+            Some(_) => Copy::Data,
+            None => Copy::Meta,
+        };
+        self.copy_up(&inode, how, reason)?;
+        let upper = self.upper()?;
+        let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
+        if uid.is_some() || gid.is_some() {
+            // The filesystem below takes suid, sgid and capabilities away as it does for its own.
+            upper.chown(&part.node, uid, gid)?;
+        }
+        if let Some(mode) = set.mode {
+            upper.chmod(&part.node, mode & 0o7777)?;
+        }
+        if let Some(size) = set.size {
+            self.truncate_upper(caller, &inode, size)?;
+        }
+        if set.atime.is_some() || set.mtime.is_some() {
+            let time = |t: Option<SetTime>| {
+                t.map(|t| match t {
+                    SetTime::Now => TimeSet::Now,
+                    SetTime::At(at) => TimeSet::At(at),
+                })
+            };
+            upper.set_times(&part.node, time(set.atime), time(set.mtime))?;
+        }
+        let nothing = set.uid.is_none()
+            && set.gid.is_none()
+            && set.mode.is_none()
+            && set.size.is_none()
+            && set.atime.is_none()
+            && set.mtime.is_none();
+        if nothing {
+            // What remains of a request that the kernel makes to take privileges away before a write.
+            self.kill_priv(&inode)?;
+        }
+        self.do_getattr(node, set.handle)
+    }
+
+    /// Cuts or extends a file that has its data in the upper.
+    pub(crate) fn truncate_upper(
+        &self,
+        caller: &Caller,
+        inode: &Arc<Inode>,
+        size: u64,
+    ) -> Result<()> {
+        if !inode.is_file() {
+            return Err(Error::Errno(if inode.is_dir() {
+                libc::EISDIR
+            } else {
+                libc::EINVAL
+            }));
+        }
+        let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
+        if caller.uid != 0 {
+            self.kill_priv(inode)?;
+        }
+        Ok(self.upper()?.truncate(&part.node, size)?)
+    }
+
+    /// Takes suid, and sgid where it means a group's rights, away, as a change by an unprivileged process does.
+    pub(crate) fn kill_priv(&self, inode: &Inode) -> Result<()> {
+        let Some(part) = inode.upper() else {
+            return Ok(());
+        };
+        if !inode.is_file() {
+            return Ok(());
+        }
+        let upper = self.upper()?;
+        let mode = upper.stat(&part.node)?.mode & 0o7777;
+        let mut kept = mode & !libc::S_ISUID;
+        if mode & libc::S_IXGRP != 0 {
+            kept &= !libc::S_ISGID;
+        }
+        if kept != mode {
+            upper.chmod(&part.node, kept)?;
+        }
+        Ok(())
+    }
+}
+
+/// The link count of the union, from what the marks say.
+pub(crate) fn union_nlink(base: NlinkBase, upper: u64, lower: u64) -> u64 {
+    let (from, diff) = match base {
+        NlinkBase::Upper(diff) => (upper, diff),
+        NlinkBase::Lower(diff) => (lower, diff),
+    };
+    u64::try_from(i64::try_from(from).unwrap_or(i64::MAX).saturating_add(diff)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_survive_the_kernels_encoding() {
+        for (major, minor) in [(0, 0), (1, 3), (8, 17), (259, 70_000), (4095, 0xf_ffff)] {
+            let dev = libc::makedev(major, minor);
+            assert_eq!(decode_dev(encode_dev(dev)), dev, "{major}:{minor}");
+        }
+    }
+}

@@ -1,0 +1,471 @@
+//! Copy-up: making the upper part of a lower inode.
+//!
+//! The copy is built in the workdir in the kernel's order (data, owner, xattrs, mode, times, marks), synced, and published by one
+//! rename. Only the inode's own copy-up lock is held meanwhile; the parent's directory lock is taken for the
+//! publication alone.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::error::{Error, Result};
+use super::inode::{Indexed, Inode, LowerRef, NlinkBase, UpperPart};
+use super::types::NodeId;
+use super::{Union, acl, stats};
+use crate::layer::format;
+use crate::layer::upper::{Mark, Replace, Stage, Staged, TimeSet, Upper};
+use crate::layer::{Layer, Node, OverlayHandle, RealFile, Stat};
+
+/// How much a copy-up copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Copy {
+    /// Attributes are to change: the data may stay below where the mount does metadata-only copy-up.
+    Meta,
+    /// The data is to change.
+    Data,
+    /// The data is about to be cut to nothing: none is copied.
+    NoData,
+}
+
+/// One step of the fall-back copy.
+const CHUNK: usize = 1 << 20;
+
+impl Union {
+    /// Makes sure that the inode, and every directory above it, has an upper part.
+    pub(crate) fn copy_up(
+        &self,
+        inode: &Arc<Inode>,
+        how: Copy,
+        reason: &'static str,
+    ) -> Result<()> {
+        {
+            let state = inode.state.read();
+            if state.upper.is_some() && (!state.metacopy || how == Copy::Meta) {
+                return Ok(());
+            }
+        }
+        self.writable()?;
+        let mut above = Vec::new();
+        let mut at = inode.clone();
+        loop {
+            let parent = {
+                let state = at.state.read();
+                state.dentries.first().map(|d| d.parent.clone())
+            };
+            match parent {
+                Some(parent) if parent.upper().is_none() => {
+                    above.push(parent.clone());
+                    at = parent;
+                }
+                _ => break,
+            }
+        }
+        for dir in above.iter().rev() {
+            self.copy_up_one(dir, Copy::Meta, reason)?;
+        }
+        self.copy_up_one(inode, how, reason)
+    }
+
+    fn copy_up_one(&self, inode: &Arc<Inode>, how: Copy, reason: &'static str) -> Result<()> {
+        let upper = self.upper()?;
+        let _copying = inode.copy_up.lock();
+        let (lower, metacopy) = {
+            let state = inode.state.read();
+            if state.upper.is_some() {
+                if !state.metacopy || how == Copy::Meta {
+                    return Ok(());
+                }
+                (None, true)
+            } else {
+                (state.lowers.first().cloned(), false)
+            }
+        };
+        let retired = if metacopy {
+            self.copy_up_data(upper, inode, how)?
+        } else {
+            let lower = lower
+                .ok_or_else(|| Error::Corrupt(format!("inode {} is in no layer", inode.ino)))?;
+            self.copy_up_whole(upper, inode, &lower, how)?
+        };
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
+        self.copied.lock().insert(inode.ino, (now, reason));
+        drop(_copying);
+        if let (Some(node), Some(notify)) = (retired, self.notify.get()) {
+            notify.inval_attr(node);
+        }
+        Ok(())
+    }
+
+    /// Builds and publishes the upper part. Precondition: the inode's copy-up lock is held and it has no upper part.
+    fn copy_up_whole(
+        &self,
+        upper: &Arc<Upper>,
+        inode: &Arc<Inode>,
+        lower: &LowerRef,
+        how: Copy,
+    ) -> Result<Option<NodeId>> {
+        let layer = self.stack.lower(lower).clone();
+        let stat = layer.stat(&lower.node)?;
+        let handle = layer.handle(&lower.node)?;
+        let metacopy = inode.is_file()
+            && how == Copy::Meta
+            && self.params.metacopy
+            && handle.is_some()
+            && stat.size > 0;
+        let target;
+        let stage = match stat.file_type() {
+            libc::S_IFREG => Stage::File,
+            libc::S_IFDIR => Stage::Dir,
+            libc::S_IFLNK => {
+                target = layer.read_link(&lower.node)?;
+                Stage::Symlink(&target)
+            }
+            other => Stage::Special(other, stat.rdev),
+        };
+        let staged = upper.stage(stage)?;
+        let mut copied = 0;
+        if inode.is_file() && how != Copy::NoData {
+            let file = staged.file().ok_or(Error::Errno(libc::EIO))?;
+            if metacopy {
+                file.set_len(stat.size)?;
+            } else if stat.size > 0 {
+                let source = self.open_data(inode)?;
+                copied = copy_data(&source, file, stat.size)?;
+            }
+        }
+        self.copy_attributes(upper, &*layer, &lower.node, &stat, &staged)?;
+        let indexed = self.index_for(inode, &stat, &handle);
+        if let Some(handle) = &handle
+            && (stat.nlink == 1 || inode.is_dir() || indexed.is_some())
+        {
+            staged.set_mark(&Mark::Origin(handle.clone()))?;
+        }
+        if metacopy {
+            staged.set_mark(&Mark::Metacopy(true))?;
+            self.mark_data_location(inode, lower, &staged)?;
+        }
+        if let Some(indexed) = &indexed {
+            staged.set_mark(&Mark::Nlink(Some(indexed.nlink.to_text())))?;
+        }
+        if let (Some(file), false) = (staged.file(), self.params.no_sync) {
+            file.sync_all()?;
+        }
+        if let Some(indexed) = &indexed {
+            upper.index_add(&indexed.handle, staged.node())?;
+        }
+        let real_ino = staged.stat()?.ino;
+        let published = self.publish_copy(upper, inode, staged, handle.is_some());
+        let node = match (published, &indexed) {
+            (Ok(node), _) => node,
+            (Err(e), Some(indexed)) => {
+                // The index would give the copy to the file's other names.
+                if let Err(e) = upper.index_remove(&indexed.handle) {
+                    log::error!("index entry of a failed copy-up stays: {e}");
+                }
+                return Err(e);
+            }
+            (Err(e), None) => return Err(e),
+        };
+        let kind = if copied > 0 {
+            &self.stats.copy_up_data
+        } else {
+            &self.stats.copy_up_meta
+        };
+        stats::add(kind, 1);
+        stats::add(&self.stats.copy_up_bytes, copied);
+        let part = UpperPart {
+            node,
+            real_ino,
+            xwhiteouts: false,
+        };
+        Ok(self.switch_data(inode, |state| {
+            state.upper = Some(part);
+            state.metacopy = metacopy;
+            state.has_origin = handle.is_some();
+            state.indexed = indexed;
+        }))
+    }
+
+    /// A file of several names stays one inode by an index entry, as with the kernel's `index=on`.
+    fn index_for(
+        &self,
+        inode: &Inode,
+        stat: &Stat,
+        handle: &Option<OverlayHandle>,
+    ) -> Option<Indexed> {
+        if inode.is_dir() || stat.nlink <= 1 || !self.params.index {
+            return None;
+        }
+        handle.as_ref().map(|handle| Indexed {
+            handle: handle.clone(),
+            lower_nlink: stat.nlink,
+            // True however many of the names have been linked up already.
+            nlink: NlinkBase::Lower(0),
+        })
+    }
+
+    /// Owner, xattrs, mode and times, in the order in which one does not undo another.
+    fn copy_attributes(
+        &self,
+        upper: &Upper,
+        layer: &dyn Layer,
+        node: &Node,
+        stat: &Stat,
+        staged: &Staged,
+    ) -> Result<()> {
+        staged.chown(Some(stat.uid), Some(stat.gid))?;
+        let namespace = upper.options().namespace;
+        for name in layer.list_xattr(node)? {
+            if format::from_disk(namespace, &name).is_none()
+                || (self.params.noacl && acl::is_acl(&name))
+            {
+                continue;
+            }
+            let Some(value) = layer.get_xattr(node, &name)? else {
+                continue;
+            };
+            match staged.set_xattr(&name, &value, 0) {
+                Ok(()) => {}
+                Err(e) if may_lose(&name, &e) => {
+                    log::debug!("xattr {name:?} is not kept by the upper: {e}");
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        if stat.file_type() != libc::S_IFLNK {
+            staged.chmod(stat.mode & 0o7777)?;
+        }
+        staged.set_times(Some(TimeSet::At(stat.atime)), Some(TimeSet::At(stat.mtime)))?;
+        Ok(())
+    }
+
+    /// Where the kernel is to look for the data of a metacopy file: only needed where its name here is not its name there.
+    fn mark_data_location(&self, inode: &Inode, lower: &LowerRef, staged: &Staged) -> Result<()> {
+        let nlink = self.stack.lower(lower).stat(&lower.node)?.nlink;
+        let below_redirect = {
+            let state = inode.state.read();
+            state.dentries.is_empty() || nlink > 1
+        };
+        if below_redirect && let Some(path) = self.lower_path(inode) {
+            staged.set_mark(&Mark::Redirect(Some(path)))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the copy its place, under one of the names that the inode still has.
+    fn publish_copy(
+        &self,
+        upper: &Upper,
+        inode: &Arc<Inode>,
+        staged: Staged,
+        has_origin: bool,
+    ) -> Result<Node> {
+        loop {
+            let dentry = inode.state.read().dentries.first().cloned();
+            let Some(dentry) = dentry else {
+                // All names are gone: the copy lives on as an open file without one.
+                upper.pin(staged.node())?;
+                let node = staged.node().clone();
+                drop(staged);
+                return Ok(node);
+            };
+            let dir = dentry
+                .parent
+                .dir
+                .as_ref()
+                .ok_or(Error::Errno(libc::ENOTDIR))?;
+            let _ops = dir.ops.lock();
+            if !inode.state.read().has_name(&dentry.parent, &dentry.name) {
+                continue;
+            }
+            let parent = dentry.parent.upper().ok_or_else(|| {
+                Error::Corrupt(format!("the parent of {:?} was not copied up", dentry.name))
+            })?;
+            // The publication is no change of the directory that a program made.
+            let before = upper.stat(&parent.node)?;
+            if has_origin {
+                self.mark_impure(upper, &dentry.parent, &parent)?;
+            }
+            let node = upper.publish(staged, &parent.node, &dentry.name, Replace::Nothing)?;
+            upper.set_times(
+                &parent.node,
+                Some(TimeSet::At(before.atime)),
+                Some(TimeSet::At(before.mtime)),
+            )?;
+            if let Some(listing) = dir.listing.lock().as_mut() {
+                listing.mark_upper(&dentry.name);
+            }
+            return Ok(node);
+        }
+    }
+
+    /// Tells later readers that the directory holds copied-up entries, whose inode numbers are not their real ones.
+    pub(crate) fn mark_impure(&self, upper: &Upper, inode: &Inode, part: &UpperPart) -> Result<()> {
+        if let Some(dir) = &inode.dir
+            && !dir.impure.swap(true, Ordering::Relaxed)
+        {
+            upper.set_mark(&part.node, &Mark::Impure)?;
+        }
+        Ok(())
+    }
+
+    /// Brings the data of a metacopy file up, into the file itself: as long as it is marked, nobody reads its own data.
+    /// Precondition: the inode's copy-up lock is held.
+    fn copy_up_data(&self, upper: &Upper, inode: &Arc<Inode>, how: Copy) -> Result<Option<NodeId>> {
+        let part = inode
+            .upper()
+            .ok_or_else(|| Error::Corrupt("metacopy without an upper part".into()))?;
+        let stat = upper.stat(&part.node)?;
+        let target = upper.open(&part.node, crate::layer::Access::Write)?;
+        let file = target.as_file().ok_or(Error::Errno(libc::EIO))?;
+        // A capability is taken away by writing, which is not a program's here.
+        let capability = OsString::from("security.capability");
+        let caps = upper.get_xattr(&part.node, &capability)?;
+        let copied = if how == Copy::NoData {
+            file.set_len(0)?;
+            0
+        } else {
+            let source = self.open_data(inode)?;
+            copy_data(&source, file, stat.size)?
+        };
+        if let Some(caps) = caps {
+            upper.set_xattr(&part.node, &capability, &caps, 0)?;
+        }
+        upper.chmod(&part.node, stat.mode & 0o7777)?;
+        upper.set_times(
+            &part.node,
+            Some(TimeSet::At(stat.atime)),
+            Some(TimeSet::At(stat.mtime)),
+        )?;
+        if !self.params.no_sync {
+            file.sync_all()?;
+        }
+        upper.set_mark(&part.node, &Mark::Metacopy(false))?;
+        upper.set_mark(&part.node, &Mark::Redirect(None))?;
+        stats::add(&self.stats.copy_up_data, 1);
+        stats::add(&self.stats.copy_up_bytes, copied);
+        Ok(self.switch_data(inode, |state| state.metacopy = false))
+    }
+
+    /// The file that holds the data below.
+    fn open_data(&self, inode: &Inode) -> Result<RealFile> {
+        let lower = inode.state.read().lowers.last().cloned();
+        let lower =
+            lower.ok_or_else(|| Error::Corrupt(format!("inode {} has no data", inode.ino)))?;
+        Ok(self
+            .stack
+            .lower(&lower)
+            .open(&lower.node, crate::layer::Access::Read)?)
+    }
+
+    /// The upper, or `EROFS`.
+    pub(crate) fn upper(&self) -> Result<&Arc<Upper>> {
+        self.stack.upper.as_ref().ok_or(Error::Errno(libc::EROFS))
+    }
+}
+
+/// Xattrs that an upper may be unable to hold without the file being wrong: as the kernel's overlayfs, all but ACLs.
+fn may_lose(name: &std::ffi::OsStr, e: &io::Error) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let bytes = name.as_bytes();
+    match e.raw_os_error() {
+        Some(libc::EOPNOTSUPP) => !acl::is_acl(name),
+        // An unprivileged daemon cannot write these, nor can the programs that it serves.
+        Some(libc::EPERM) => bytes.starts_with(b"trusted.") || bytes.starts_with(b"security."),
+        _ => false,
+    }
+}
+
+/// Copies `len` bytes and keeps holes; returns how many bytes of data were copied. By reflink where the filesystem can.
+pub(crate) fn copy_data(source: &RealFile, target: &File, len: u64) -> Result<u64> {
+    if let Some(fd) = source.as_fd()
+        && rustix::fs::ioctl_ficlone(target.as_fd(), fd).is_ok()
+    {
+        return Ok(0);
+    }
+    let mut copied = 0;
+    let mut at = 0;
+    while at < len {
+        let Some((start, end)) = next_data(source, at, len)? else {
+            break;
+        };
+        copy_range(source, target, start, end)?;
+        copied += end - start;
+        at = end;
+    }
+    // Also makes the hole at the end.
+    target.set_len(len)?;
+    Ok(copied)
+}
+
+/// The next run of data at or after `at`; `None` when only a hole is left.
+fn next_data(source: &RealFile, at: u64, len: u64) -> Result<Option<(u64, u64)>> {
+    let Some(fd) = source.as_fd() else {
+        return Ok(Some((at, len)));
+    };
+    let start = match rustix::fs::seek(fd, rustix::fs::SeekFrom::Data(at)) {
+        Ok(start) => start,
+        Err(rustix::io::Errno::NXIO) => return Ok(None),
+        // A filesystem without holes.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => return Ok(Some((at, len))),
+        Err(e) => return Err(io::Error::from(e).into()),
+    };
+    if start >= len {
+        return Ok(None);
+    }
+    let end = match rustix::fs::seek(fd, rustix::fs::SeekFrom::Hole(start)) {
+        Ok(end) => end.min(len),
+        Err(_) => len,
+    };
+    Ok(Some((start, end)))
+}
+
+fn copy_range(source: &RealFile, target: &File, start: u64, end: u64) -> Result<()> {
+    let mut at = start;
+    if let Some(fd) = source.as_fd() {
+        while at < end {
+            let (mut from, mut to) = (at, at);
+            let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(1 << 30);
+            match rustix::fs::copy_file_range(
+                fd,
+                Some(&mut from),
+                target.as_fd(),
+                Some(&mut to),
+                want,
+            ) {
+                Ok(0) => break,
+                Ok(n) => at += n as u64,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(
+                    e @ (rustix::io::Errno::NOSPC
+                    | rustix::io::Errno::DQUOT
+                    | rustix::io::Errno::IO),
+                ) => return Err(io::Error::from(e).into()),
+                // Across filesystems and where it is not supported: by hand.
+                Err(_) => break,
+            }
+        }
+    }
+    if at >= end {
+        return Ok(());
+    }
+    let mut buf = vec![0; CHUNK.min((end - at) as usize)];
+    while at < end {
+        let want = buf.len().min((end - at) as usize);
+        let n = source.read_at(&mut buf[..want], at)?;
+        if n == 0 {
+            // Shorter than its size said: it changed underneath, or the disk is bad.
+            return Err(Error::Errno(libc::EIO));
+        }
+        target.write_all_at(&buf[..n], at)?;
+        at += n as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,549 @@
+//! Making and removing entries of a directory.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Union;
+use super::acl;
+use super::attr::{decode_dev, union_nlink};
+use super::copy_up::Copy;
+use super::error::{Error, Result};
+use super::inode::{Inode, NlinkBase, State, UpperPart};
+use super::listing::Known;
+use super::namei::FoundInode;
+use super::types::{BackingOpener, Caller, Entry, NodeId, Opened};
+use crate::layer::upper::{Mark, Replace, Stage, Staged, TimeSet, Upper};
+use crate::layer::{Layer, LayerLookup, Node, RealFile};
+
+/// What is to be made.
+struct New<'a> {
+    stage: Stage<'a>,
+    /// Permission bits as asked for; `None` for a symlink.
+    mode: Option<u32>,
+    umask: u32,
+}
+
+/// What stands at a name, seen by someone who is about to change it.
+pub(crate) struct At {
+    /// The upper's entry.
+    pub upper: Option<Node>,
+    /// The upper has a whiteout there.
+    pub whiteout: bool,
+    /// A layer below shows the name, were it not for the upper.
+    pub lower: bool,
+}
+
+impl Union {
+    /// What stands at a name. Precondition: the directory's `ops` lock is held.
+    pub(crate) fn at_locked(&self, parent: &Inode, name: &OsStr) -> Result<At> {
+        let parts = Self::parts(parent);
+        let known = Self::dir_part(parent)?
+            .listing
+            .lock()
+            .as_ref()
+            .map(|l| l.get(name));
+        let mut at = At {
+            upper: None,
+            whiteout: false,
+            lower: false,
+        };
+        let ask_upper = match &known {
+            Some(Known::Absent { whiteout }) => {
+                at.whiteout = *whiteout;
+                at.lower = *whiteout;
+                return Ok(at);
+            }
+            Some(Known::Item(item)) => {
+                at.lower = item.lower.is_some();
+                item.upper
+            }
+            None => true,
+        };
+        if let (true, Some(part), Some(upper)) = (ask_upper, &parts.upper, &self.stack.upper) {
+            match upper.lookup(&part.node, name, part.xwhiteouts)? {
+                LayerLookup::Missing => {}
+                LayerLookup::Whiteout => at.whiteout = true,
+                LayerLookup::Found(found) => at.upper = Some(found.node),
+            }
+        }
+        if known.is_none() || (at.upper.is_some() && !at.lower) {
+            // A listing forgets what an upper entry replaced.
+            at.lower = self.stack.lowers_have(&parts, name)?;
+        }
+        Ok(at)
+    }
+
+    /// Builds a new inode in the workdir: owner, mode and ACLs as the directory and the caller say.
+    fn stage_new(
+        &self,
+        upper: &Arc<Upper>,
+        caller: &Caller,
+        parent: &Inode,
+        part: &UpperPart,
+        new: &New<'_>,
+    ) -> Result<Staged> {
+        let ids = &self.params.ids;
+        let owner = Error::Errno(libc::EOVERFLOW);
+        let uid = ids.uid_outside(caller.uid).ok_or(owner)?;
+        let dir = upper.stat(&part.node)?;
+        let is_dir = matches!(new.stage, Stage::Dir);
+        let (gid, inherit_sgid) = if dir.mode & libc::S_ISGID != 0 {
+            (dir.gid, is_dir)
+        } else {
+            let gid = ids.gid_outside(caller.gid);
+            (gid.ok_or(Error::Errno(libc::EOVERFLOW))?, false)
+        };
+        let default = match new.mode {
+            Some(_) if !self.params.noacl => self.default_acl(upper, parent, part)?,
+            _ => None,
+        };
+        let staged = upper.stage(new.stage)?;
+        staged.chown(Some(uid), Some(gid))?;
+        let Some(mut mode) = new.mode else {
+            return Ok(staged);
+        };
+        match &default {
+            Some(default) => {
+                let inherited = acl::inherit(default, mode)
+                    .ok_or_else(|| Error::Corrupt("default ACL of an unknown form".into()))?;
+                mode = inherited.mode;
+                if let Some(access) = inherited.access {
+                    staged.set_xattr(OsStr::new(acl::ACCESS), &access, 0)?;
+                }
+                if is_dir {
+                    staged.set_xattr(OsStr::new(acl::DEFAULT), default, 0)?;
+                }
+            }
+            None => mode &= !new.umask,
+        }
+        if inherit_sgid {
+            mode |= libc::S_ISGID;
+        }
+        staged.chmod(mode & 0o7777)?;
+        Ok(staged)
+    }
+
+    fn default_acl(
+        &self,
+        upper: &Upper,
+        parent: &Inode,
+        part: &UpperPart,
+    ) -> Result<Option<Arc<[u8]>>> {
+        let dir = Self::dir_part(parent)?;
+        if let Some(known) = dir.default_acl.lock().clone() {
+            return Ok(known);
+        }
+        let value = match upper.get_xattr(&part.node, OsStr::new(acl::DEFAULT)) {
+            Ok(value) => value.map(Arc::from),
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => None,
+            Err(e) => return Err(e.into()),
+        };
+        *dir.default_acl.lock() = Some(value.clone());
+        Ok(value)
+    }
+
+    /// Makes a new entry; returns its inode and, for a file, the real one.
+    fn make(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &OsStr,
+        new: New<'_>,
+    ) -> Result<(FoundInode, Option<RealFile>)> {
+        let parent = self.table.get(parent)?;
+        let dir = Self::dir_part(&parent)?;
+        Self::check_name(name)?;
+        self.writable()?;
+        self.copy_up(&parent, Copy::Meta, "new entry in it")?;
+        let upper = self.upper()?;
+        let part = parent.upper().ok_or(Error::Errno(libc::EIO))?;
+        let staged = self.stage_new(upper, caller, &parent, &part, &new)?;
+        let is_dir = matches!(new.stage, Stage::Dir);
+        if is_dir && !parent.state.read().lowers.is_empty() {
+            // What a lower has or may get under this name does not belong to the new directory.
+            staged.set_mark(&Mark::Opaque)?;
+        }
+        let file = match staged.file() {
+            Some(file) => Some(RealFile::from_file(file.try_clone()?)),
+            None => None,
+        };
+        let _ops = dir.ops.lock();
+        if parent.state.read().dead {
+            return Err(Error::Errno(libc::ENOENT));
+        }
+        let at = self.at_locked(&parent, name)?;
+        if at.upper.is_some() || (at.lower && !at.whiteout) {
+            return Err(Error::Errno(libc::EEXIST));
+        }
+        let replace = if at.whiteout {
+            Replace::Whiteout
+        } else {
+            Replace::Nothing
+        };
+        let node = upper.publish(staged, &part.node, name, replace)?;
+        let stat = upper.stat(&node)?;
+        let ino = self
+            .stack
+            .ino(stat.dev, stat.ino, || self.table.dynamic_ino());
+        let mut state = State {
+            upper: Some(UpperPart {
+                node,
+                real_ino: stat.ino,
+                xwhiteouts: false,
+            }),
+            ..State::default()
+        };
+        state.add_name(&parent, name);
+        let mut state = Some(state);
+        let mut number = ino;
+        let inode = loop {
+            let (inode, new) = self.table.find_or_insert(number, |node| {
+                Inode::new(
+                    node,
+                    number,
+                    stat.file_type(),
+                    state.take().unwrap_or_default(),
+                )
+            });
+            if new {
+                break inode;
+            }
+            // The number belongs to the removed file that had this real inode before, and is still known.
+            number = self.table.dynamic_ino();
+        };
+        if let Some(listing) = dir.listing.lock().as_mut() {
+            listing.insert_upper(name, stat.file_type(), inode.ino);
+        }
+        Ok((FoundInode { inode, stat }, file))
+    }
+
+    pub(crate) fn do_mknod(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+    ) -> Result<Entry> {
+        let rdev = decode_dev(rdev);
+        let stage = match mode & libc::S_IFMT {
+            libc::S_IFREG | 0 => Stage::File,
+            // It would be a whiteout; the kernel's overlayfs answers so.
+            libc::S_IFCHR if rdev == 0 => return Err(Error::Errno(libc::EPERM)),
+            kind => Stage::Special(kind, rdev),
+        };
+        let new = New {
+            stage,
+            mode: Some(mode & 0o7777),
+            umask,
+        };
+        let (found, _) = self.make(caller, parent, name, new)?;
+        self.entry(&found)
+    }
+
+    pub(crate) fn do_mkdir(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+    ) -> Result<Entry> {
+        let new = New {
+            stage: Stage::Dir,
+            mode: Some(mode & 0o7777),
+            umask,
+        };
+        let (found, _) = self.make(caller, parent, name, new)?;
+        self.entry(&found)
+    }
+
+    pub(crate) fn do_symlink(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &OsStr,
+        target: &OsStr,
+    ) -> Result<Entry> {
+        let new = New {
+            stage: Stage::Symlink(target),
+            mode: None,
+            umask: 0,
+        };
+        let (found, _) = self.make(caller, parent, name, new)?;
+        self.entry(&found)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn do_create(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        opener: &dyn BackingOpener,
+    ) -> Result<(Entry, Opened)> {
+        let new = New {
+            stage: Stage::File,
+            mode: Some(mode & 0o7777),
+            umask,
+        };
+        let (found, file) = self.make(caller, parent, name, new)?;
+        let node = found.inode.current_node();
+        let opened = self.open_inode(&found.inode, node, flags, file, opener)?;
+        Ok((self.entry(&found)?, opened))
+    }
+
+    /// Writes down the union's link count relative to the upper's, before an operation that changes both alike: so the mark
+    /// is true before it, after it, and after a crash in between.
+    pub(crate) fn fix_nlink(&self, upper: &Upper, inode: &Inode) -> Result<()> {
+        let Some((indexed, part)) = Self::indexed(inode) else {
+            return Ok(());
+        };
+        let real = upper.stat(&part.node)?.nlink;
+        let nlink = union_nlink(indexed.nlink, real, indexed.lower_nlink);
+        let base = NlinkBase::Upper(nlink as i64 - real as i64);
+        self.set_nlink(upper, inode, &part, base)
+    }
+
+    fn set_nlink(
+        &self,
+        upper: &Upper,
+        inode: &Inode,
+        part: &UpperPart,
+        base: NlinkBase,
+    ) -> Result<()> {
+        upper.set_mark(&part.node, &Mark::Nlink(Some(base.to_text())))?;
+        if let Some(indexed) = inode.state.write().indexed.as_mut() {
+            indexed.nlink = base;
+        }
+        Ok(())
+    }
+
+    fn indexed(inode: &Inode) -> Option<(super::inode::Indexed, UpperPart)> {
+        let state = inode.state.read();
+        Some((state.indexed.clone()?, state.upper.clone()?))
+    }
+
+    /// Gives an indexed inode its upper entry under a name that only a lower has so far. The number of names does not change.
+    /// Precondition: the directory's `ops` lock is held and the directory is in the upper.
+    pub(crate) fn link_up_locked(
+        &self,
+        upper: &Upper,
+        inode: &Inode,
+        parent: &Inode,
+        name: &OsStr,
+    ) -> Result<()> {
+        let Some((indexed, part)) = Self::indexed(inode) else {
+            return Ok(());
+        };
+        let dir = parent.upper().ok_or(Error::Errno(libc::EIO))?;
+        let real = upper.stat(&part.node)?.nlink;
+        let nlink = union_nlink(indexed.nlink, real, indexed.lower_nlink);
+        let base = NlinkBase::Lower(nlink as i64 - indexed.lower_nlink as i64);
+        self.set_nlink(upper, inode, &part, base)?;
+        let before = upper.stat(&dir.node)?;
+        self.mark_impure(upper, parent, &dir)?;
+        upper.link(&part.node, &dir.node, name, Replace::Nothing)?;
+        upper.set_times(
+            &dir.node,
+            Some(TimeSet::At(before.atime)),
+            Some(TimeSet::At(before.mtime)),
+        )?;
+        if let Some(listing) = Self::dir_part(parent)?.listing.lock().as_mut() {
+            listing.mark_upper(name);
+        }
+        self.fix_nlink(upper, inode)
+    }
+
+    pub(crate) fn do_link(
+        &self,
+        node: NodeId,
+        new_parent: NodeId,
+        new_name: &OsStr,
+    ) -> Result<Entry> {
+        let inode = self.table.get(node)?;
+        let parent = self.table.get(new_parent)?;
+        let dir = Self::dir_part(&parent)?;
+        Self::check_name(new_name)?;
+        self.writable()?;
+        if inode.is_dir() {
+            return Err(Error::Errno(libc::EPERM));
+        }
+        self.copy_up(&parent, Copy::Meta, "new entry in it")?;
+        self.copy_up(&inode, Copy::Data, "link")?;
+        let upper = self.upper()?;
+        let _ops = dir.ops.lock();
+        let (part, nameless, has_origin) = {
+            let state = inode.state.read();
+            let part = state.upper.clone().ok_or(Error::Errno(libc::EIO))?;
+            (part, state.dentries.is_empty(), state.has_origin)
+        };
+        // An unlinked file cannot come back.
+        if nameless || parent.state.read().dead {
+            return Err(Error::Errno(libc::ENOENT));
+        }
+        let at = self.at_locked(&parent, new_name)?;
+        if at.upper.is_some() || (at.lower && !at.whiteout) {
+            return Err(Error::Errno(libc::EEXIST));
+        }
+        let into = parent.upper().ok_or(Error::Errno(libc::EIO))?;
+        self.fix_nlink(upper, &inode)?;
+        if has_origin {
+            self.mark_impure(upper, &parent, &into)?;
+        }
+        let replace = if at.whiteout {
+            Replace::Whiteout
+        } else {
+            Replace::Nothing
+        };
+        upper.link(&part.node, &into.node, new_name, replace)?;
+        inode.state.write().add_name(&parent, new_name);
+        if let Some(listing) = dir.listing.lock().as_mut() {
+            listing.insert_upper(new_name, inode.file_type, inode.ino);
+        }
+        let stat = upper.stat(&part.node)?;
+        self.entry(&FoundInode { inode, stat })
+    }
+
+    pub(crate) fn do_unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
+        let parent = self.table.get(parent)?;
+        let dir = Self::dir_part(&parent)?;
+        self.writable()?;
+        let found = self
+            .find(&parent, name)?
+            .ok_or(Error::Errno(libc::ENOENT))?;
+        let inode = found.inode;
+        if inode.is_dir() {
+            return Err(Error::Errno(libc::EISDIR));
+        }
+        self.copy_up(&parent, Copy::Meta, "removal of an entry")?;
+        self.copy_up_linked(&inode, "unlink of one of its names")?;
+        let upper = self.upper()?;
+        let _ops = dir.ops.lock();
+        let mut at = self.at_locked(&parent, name)?;
+        if at.upper.is_none() && (at.whiteout || !at.lower) {
+            return Err(Error::Errno(libc::ENOENT));
+        }
+        if at.upper.is_none() && Self::indexed(&inode).is_some() {
+            self.link_up_locked(upper, &inode, &parent, name)?;
+            at.upper = inode.upper().map(|part| part.node);
+        }
+        self.fix_nlink(upper, &inode)?;
+        self.pin_last(upper, &inode)?;
+        let into = parent.upper().ok_or(Error::Errno(libc::EIO))?;
+        // The inode's own node, which knows all the names that it is found by.
+        let node = at.upper.map(|n| inode.upper().map_or(n, |part| part.node));
+        upper.remove(&into.node, name, node.as_ref(), false, at.lower)?;
+        inode.state.write().remove_name(&parent, name);
+        if let Some(listing) = dir.listing.lock().as_mut() {
+            listing.remove(name, at.lower);
+        }
+        self.unindex(upper, &inode)
+    }
+
+    /// A lower file with several names gets its index entry before one of them changes, so that the others stay right.
+    pub(crate) fn copy_up_linked(&self, inode: &Arc<Inode>, reason: &'static str) -> Result<()> {
+        let lower = {
+            let state = inode.state.read();
+            if state.upper.is_some() || inode.is_dir() || !self.params.index {
+                return Ok(());
+            }
+            state.lowers.first().cloned()
+        };
+        let Some(lower) = lower else { return Ok(()) };
+        if self.stack.lower(&lower).stat(&lower.node)?.nlink <= 1 {
+            return Ok(());
+        }
+        self.copy_up(inode, Copy::Meta, reason)
+    }
+
+    /// Holds an inode that is about to lose its last known name, as the kernel may go on using it.
+    pub(crate) fn pin_last(&self, upper: &Upper, inode: &Inode) -> Result<()> {
+        let part = {
+            let state = inode.state.read();
+            if state.dentries.len() > 1 {
+                return Ok(());
+            }
+            state.upper.clone()
+        };
+        if let Some(part) = part {
+            upper.pin(&part.node)?;
+        }
+        Ok(())
+    }
+
+    /// Drops the index entry of an inode that has no name left.
+    pub(crate) fn unindex(&self, upper: &Upper, inode: &Inode) -> Result<()> {
+        let Some((indexed, part)) = Self::indexed(inode) else {
+            return Ok(());
+        };
+        let real = upper.stat(&part.node)?.nlink;
+        if union_nlink(indexed.nlink, real, indexed.lower_nlink) > 0 {
+            return Ok(());
+        }
+        if !upper.is_pinned(&part.node) {
+            upper.pin(&part.node)?;
+        }
+        upper.index_remove(&indexed.handle)?;
+        inode.state.write().indexed = None;
+        Ok(())
+    }
+
+    pub(crate) fn do_rmdir(&self, parent: NodeId, name: &OsStr) -> Result<()> {
+        let parent = self.table.get(parent)?;
+        let dir = Self::dir_part(&parent)?;
+        self.writable()?;
+        let found = self
+            .find(&parent, name)?
+            .ok_or(Error::Errno(libc::ENOENT))?;
+        let inode = found.inode;
+        let own = Self::dir_part(&inode)?;
+        self.copy_up(&parent, Copy::Meta, "removal of an entry")?;
+        let upper = self.upper()?;
+        let _ops = dir.ops.lock();
+        let _own_ops = own.ops.lock();
+        self.check_empty_locked(&inode)?;
+        let at = self.at_locked(&parent, name)?;
+        if at.upper.is_none() && (at.whiteout || !at.lower) {
+            return Err(Error::Errno(libc::ENOENT));
+        }
+        let into = parent.upper().ok_or(Error::Errno(libc::EIO))?;
+        let node = inode.upper().map(|part| part.node);
+        if let Some(node) = &node {
+            upper.pin(node)?;
+        }
+        upper.remove(&into.node, name, node.as_ref(), true, at.lower)?;
+        self.bury(&inode, &parent, name);
+        if let Some(listing) = dir.listing.lock().as_mut() {
+            listing.remove(name, at.lower);
+        }
+        Ok(())
+    }
+
+    /// `ENOTEMPTY` unless the merged directory is empty. Precondition: its `ops` lock is held.
+    pub(crate) fn check_empty_locked(&self, inode: &Inode) -> Result<()> {
+        self.load_listing(inode, usize::MAX)?;
+        let dir = Self::dir_part(inode)?;
+        match dir.listing.lock().as_ref() {
+            Some(listing) if listing.is_empty() => Ok(()),
+            _ => Err(Error::Errno(libc::ENOTEMPTY)),
+        }
+    }
+
+    /// A directory that was removed: nothing can be made in it, and it is found no more.
+    pub(crate) fn bury(&self, inode: &Inode, parent: &Arc<Inode>, name: &OsStr) {
+        {
+            let mut state = inode.state.write();
+            state.remove_name(parent, name);
+            state.dead = true;
+        }
+        if let Some(dir) = &inode.dir {
+            dir.impure.store(false, Ordering::Relaxed);
+        }
+    }
+}

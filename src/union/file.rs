@@ -1,0 +1,274 @@
+//! Open files: reading, writing and what else goes by handle.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use rustix::fs::FallocateFlags;
+
+use super::Union;
+use super::error::{Error, Result};
+use super::inode::Inode;
+use super::open::NodeOpen;
+use super::types::{HandleId, WriteFlags};
+use crate::layer::{Access, RealFile};
+
+/// An open file or directory.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    /// Immutable.
+    pub inode: Arc<Inode>,
+    /// The node it was opened on, with its counts; `None` for a directory. Immutable.
+    open: Option<Arc<NodeOpen>>,
+    /// The real file, replaced when the inode is copied up; a leaf lock. `None` for a directory.
+    file: RwLock<Option<HandleFile>>,
+    /// As of `open(2)`. Immutable.
+    flags: i32,
+    /// Immutable.
+    passthrough: bool,
+    /// Counted among the node's mappers. Immutable.
+    mapper: bool,
+}
+
+#[derive(Clone, Debug)]
+struct HandleFile {
+    real: Arc<RealFile>,
+    upper: bool,
+}
+
+impl Handle {
+    pub(crate) fn new(
+        inode: Arc<Inode>,
+        open: Arc<NodeOpen>,
+        real: Arc<RealFile>,
+        upper: bool,
+        flags: i32,
+        passthrough: bool,
+        mapper: bool,
+    ) -> Handle {
+        Handle {
+            inode,
+            open: Some(open),
+            file: RwLock::new(Some(HandleFile { real, upper })),
+            flags,
+            passthrough,
+            mapper,
+        }
+    }
+
+    pub(crate) fn directory(inode: Arc<Inode>) -> Handle {
+        Handle {
+            inode,
+            open: None,
+            file: RwLock::new(None),
+            flags: libc::O_RDONLY,
+            passthrough: false,
+            mapper: false,
+        }
+    }
+}
+
+const SHARDS: usize = 16;
+
+/// The table of open handles. Its locks are leaves.
+#[derive(Debug)]
+pub(crate) struct Handles {
+    shards: [Mutex<HashMap<HandleId, Arc<Handle>>>; SHARDS],
+    next: AtomicU64,
+}
+
+impl Handles {
+    pub(crate) fn new() -> Handles {
+        Handles {
+            shards: std::array::from_fn(|_| Mutex::default()),
+            next: AtomicU64::new(1),
+        }
+    }
+
+    fn shard(&self, id: HandleId) -> &Mutex<HashMap<HandleId, Arc<Handle>>> {
+        &self.shards[id as usize % SHARDS]
+    }
+
+    pub(crate) fn insert(&self, handle: Handle) -> HandleId {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.shard(id).lock().insert(id, Arc::new(handle));
+        id
+    }
+
+    pub(crate) fn get(&self, id: HandleId) -> Result<Arc<Handle>> {
+        self.shard(id)
+            .lock()
+            .get(&id)
+            .cloned()
+            .ok_or(Error::Errno(libc::EBADF))
+    }
+
+    pub(crate) fn remove(&self, id: HandleId) -> Option<Arc<Handle>> {
+        self.shard(id).lock().remove(&id)
+    }
+
+    pub(crate) fn clear(&self) {
+        for shard in &self.shards {
+            let handles = std::mem::take(&mut *shard.lock());
+            drop(handles);
+        }
+    }
+}
+
+impl Union {
+    /// The real file of a handle: the upper's as soon as there is one, so that a descriptor opened before copy-up reads the
+    /// new data afterwards.
+    fn real(&self, handle: &Handle) -> Result<HandleFile> {
+        let current = handle.file.read().clone();
+        let Some(current) = current else {
+            return Err(Error::Errno(libc::EBADF));
+        };
+        if current.upper || !handle.inode.data_in_upper() {
+            return Ok(current);
+        }
+        let write = handle.flags & libc::O_ACCMODE != libc::O_RDONLY || self.params.writeback;
+        let access = if write { Access::Write } else { Access::Read };
+        let fresh = HandleFile {
+            real: Arc::new(self.open_real(&handle.inode, access)?),
+            upper: true,
+        };
+        let mut file = handle.file.write();
+        let old = file.replace(fresh.clone());
+        drop(file);
+        drop(old);
+        Ok(fresh)
+    }
+
+    /// As [`Union::real`], for a change: never a lower file, whatever the handle was opened for.
+    fn real_for_change(&self, handle: &Handle) -> Result<HandleFile> {
+        let file = self.real(handle)?;
+        if !file.upper {
+            return Err(Error::Errno(libc::EBADF));
+        }
+        Ok(file)
+    }
+
+    pub(crate) fn do_read(&self, id: HandleId, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let handle = self.handles.get(id)?;
+        let file = self.real(&handle)?;
+        Ok(file.real.read_at(buf, offset)?)
+    }
+
+    pub(crate) fn do_write(
+        &self,
+        id: HandleId,
+        offset: u64,
+        data: &[u8],
+        flags: WriteFlags,
+    ) -> Result<usize> {
+        let handle = self.handles.get(id)?;
+        let file = self.real_for_change(&handle)?;
+        if flags.kill_priv {
+            self.kill_priv(&handle.inode)?;
+        }
+        let real = file.real.as_file().ok_or(Error::Errno(libc::EBADF))?;
+        let mut done = 0;
+        while done < data.len() {
+            match real.write_at(&data[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                // What was written counts; the error comes back with the next write.
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(done)
+    }
+
+    pub(crate) fn do_release(&self, id: HandleId) {
+        let Some(handle) = self.handles.remove(id) else {
+            return;
+        };
+        let Some(open) = &handle.open else { return };
+        if open.release(handle.passthrough, handle.mapper)
+            && let Some(notify) = self.notify.get()
+        {
+            // Writes through a mapping change size and times without the kernel's cache noticing.
+            notify.inval_attr(open.node);
+        }
+    }
+
+    pub(crate) fn do_fsync(&self, id: HandleId, datasync: bool) -> Result<()> {
+        if self.params.no_sync {
+            return Ok(());
+        }
+        let handle = self.handles.get(id)?;
+        let file = self.real(&handle)?;
+        if !file.upper {
+            return Ok(());
+        }
+        let real = file.real.as_file().ok_or(Error::Errno(libc::EBADF))?;
+        if datasync {
+            real.sync_data()?;
+        } else {
+            real.sync_all()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn do_fallocate(
+        &self,
+        id: HandleId,
+        offset: u64,
+        length: u64,
+        mode: i32,
+    ) -> Result<()> {
+        let handle = self.handles.get(id)?;
+        let file = self.real_for_change(&handle)?;
+        let fd = file.real.as_fd().ok_or(Error::Errno(libc::EBADF))?;
+        let flags = FallocateFlags::from_bits_retain(mode as u32);
+        rustix::fs::fallocate(fd, flags, offset, length).map_err(std::io::Error::from)?;
+        Ok(())
+    }
+
+    pub(crate) fn do_lseek(&self, id: HandleId, offset: i64, whence: i32) -> Result<u64> {
+        let handle = self.handles.get(id)?;
+        let file = self.real(&handle)?;
+        let fd = file.real.as_fd().ok_or(Error::Errno(libc::EBADF))?;
+        let offset = u64::try_from(offset).map_err(|_| Error::Errno(libc::ENXIO))?;
+        let from = match whence {
+            libc::SEEK_DATA => rustix::fs::SeekFrom::Data(offset),
+            libc::SEEK_HOLE => rustix::fs::SeekFrom::Hole(offset),
+            // The kernel answers the others itself.
+            _ => return Err(Error::Errno(libc::EINVAL)),
+        };
+        // The position of the shared descriptor is used by nobody.
+        Ok(rustix::fs::seek(fd, from).map_err(std::io::Error::from)?)
+    }
+
+    pub(crate) fn do_copy_file_range(
+        &self,
+        from: HandleId,
+        from_offset: u64,
+        to: HandleId,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<u64> {
+        let from = self.handles.get(from)?;
+        let to = self.handles.get(to)?;
+        let source = self.real(&from)?;
+        let target = self.real_for_change(&to)?;
+        let source = source.real.as_fd().ok_or(Error::Errno(libc::EBADF))?;
+        let target = target.real.as_fd().ok_or(Error::Errno(libc::EBADF))?;
+        let (mut source_at, mut target_at) = (from_offset, to_offset);
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let n = rustix::fs::copy_file_range(
+            source.as_fd(),
+            Some(&mut source_at),
+            target.as_fd(),
+            Some(&mut target_at),
+            len,
+        )
+        .map_err(std::io::Error::from)?;
+        Ok(n as u64)
+    }
+}

@@ -1,0 +1,222 @@
+//! Inodes: the identity of a file and where its real parts lie.
+
+use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use smallvec::SmallVec;
+
+use super::listing::Listing;
+use super::lock::{Rank, Ranked};
+use super::open::NodeOpen;
+use super::types::NodeId;
+use crate::layer::{Node, OverlayHandle};
+
+/// A real node in one lower layer.
+#[derive(Clone, Debug)]
+pub(crate) struct LowerRef {
+    /// Position in the stack of lower layers, 0 topmost.
+    pub layer: u16,
+    /// The node there.
+    pub node: Node,
+    /// Directories: whiteouts in it may be xattr-marked regular files.
+    pub xwhiteouts: bool,
+}
+
+/// Lower parts of an inode, topmost first. A file has one, or two where the topmost is a metacopy and the last its data.
+pub(crate) type Lowers = SmallVec<[LowerRef; 1]>;
+
+/// One name of an inode.
+#[derive(Clone, Debug)]
+pub(crate) struct Dentry {
+    pub parent: Arc<Inode>,
+    pub name: OsString,
+}
+
+/// The upper part of an inode.
+#[derive(Clone, Debug)]
+pub(crate) struct UpperPart {
+    pub node: Node,
+    /// Inode number in the upper's filesystem.
+    pub real_ino: u64,
+    /// Directories: whiteouts in it may be xattr-marked regular files.
+    pub xwhiteouts: bool,
+}
+
+/// How the link count of the union differs from a real one (kernel: `overlay.nlink`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NlinkBase {
+    /// Relative to the upper inode's link count.
+    Upper(i64),
+    /// Relative to the lower inode's link count.
+    Lower(i64),
+}
+
+impl NlinkBase {
+    /// Reads the kernel's form, such as `U+1` or `L-2`.
+    pub(crate) fn parse(text: &str) -> Option<NlinkBase> {
+        let value = text.get(1..)?.parse().ok()?;
+        match text.as_bytes().first()? {
+            b'U' => Some(NlinkBase::Upper(value)),
+            b'L' => Some(NlinkBase::Lower(value)),
+            _ => None,
+        }
+    }
+    /// The kernel's form.
+    pub(crate) fn to_text(self) -> String {
+        match self {
+            NlinkBase::Upper(v) => format!("U{v:+}"),
+            NlinkBase::Lower(v) => format!("L{v:+}"),
+        }
+    }
+}
+
+/// What is kept of an inode whose lower has several names, so that they stay one inode (kernel: `index=on`).
+#[derive(Clone, Debug)]
+pub(crate) struct Indexed {
+    /// The lower's handle: the key of the index.
+    pub handle: OverlayHandle,
+    /// Link count of the lower inode.
+    pub lower_nlink: u64,
+    /// Where the union's link count is counted from.
+    pub nlink: NlinkBase,
+}
+
+/// The changing part of an inode.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// The upper part, once there is one.
+    pub upper: Option<UpperPart>,
+    /// The upper file holds attributes only; the data is the last lower's.
+    pub metacopy: bool,
+    /// Set at birth; never changes.
+    pub lowers: Lowers,
+    /// Every name that was looked up and not removed since. Directories have at most one.
+    pub dentries: SmallVec<[Dentry; 1]>,
+    /// Directories: the redirect recorded on the upper part.
+    pub redirect: Option<OsString>,
+    /// The upper part has an origin: it was copied up.
+    pub has_origin: bool,
+    /// Set for a file that is in the index.
+    pub indexed: Option<Indexed>,
+    /// A removed directory: nothing can be made in it.
+    pub dead: bool,
+}
+
+impl State {
+    pub(crate) fn has_name(&self, parent: &Arc<Inode>, name: &OsStr) -> bool {
+        self.dentries
+            .iter()
+            .any(|d| d.name == name && Arc::ptr_eq(&d.parent, parent))
+    }
+
+    pub(crate) fn add_name(&mut self, parent: &Arc<Inode>, name: &OsStr) {
+        if !self.has_name(parent, name) {
+            self.dentries.push(Dentry {
+                parent: parent.clone(),
+                name: name.to_owned(),
+            });
+        }
+    }
+
+    pub(crate) fn remove_name(&mut self, parent: &Arc<Inode>, name: &OsStr) {
+        self.dentries
+            .retain(|d| !(d.name == name && Arc::ptr_eq(&d.parent, parent)));
+    }
+}
+
+/// What only a directory has.
+#[derive(Debug)]
+pub(crate) struct DirPart {
+    /// Held while entries are added, removed or moved, across the system calls that do it.
+    pub ops: Ranked<()>,
+    /// The merged entries, once read. A leaf lock.
+    pub listing: Mutex<Option<Listing>>,
+    /// Lookups that had to ask the layers, until the listing is worth its cost.
+    pub probes: AtomicU32,
+    /// The upper part is marked impure already. Immutable once true.
+    pub impure: AtomicBool,
+    /// The default ACL as stored, once asked for: outer `None` is unknown. A leaf lock.
+    pub default_acl: Mutex<Option<Option<Arc<[u8]>>>>,
+}
+
+/// One file of the union.
+#[derive(Debug)]
+pub(crate) struct Inode {
+    /// `st_ino`: constant over copy-up and remount. Immutable.
+    pub ino: u64,
+    /// Type bits. Immutable.
+    pub file_type: u32,
+    /// The node id that opens are answered on; changed under the lock of `open`.
+    pub current: AtomicU64,
+    /// A leaf lock.
+    pub state: RwLock<State>,
+    /// Held while this inode is copied up.
+    pub copy_up: Ranked<()>,
+    /// How the current node is open. Replaced when the node is retired.
+    pub open: Ranked<Arc<NodeOpen>>,
+    /// Present for directories. Immutable.
+    pub dir: Option<Box<DirPart>>,
+}
+
+impl Inode {
+    pub(crate) fn new(node: NodeId, ino: u64, file_type: u32, state: State) -> Inode {
+        let dir = (file_type == libc::S_IFDIR).then(|| {
+            Box::new(DirPart {
+                ops: Ranked::new(Rank::Dir, ()),
+                listing: Mutex::new(None),
+                probes: AtomicU32::new(0),
+                impure: AtomicBool::new(false),
+                default_acl: Mutex::new(None),
+            })
+        });
+        Inode {
+            ino,
+            file_type,
+            current: AtomicU64::new(node),
+            state: RwLock::new(state),
+            copy_up: Ranked::new(Rank::CopyUp, ()),
+            open: Ranked::new(Rank::Open, Arc::new(NodeOpen::new(node))),
+            dir,
+        }
+    }
+
+    pub(crate) fn is_dir(&self) -> bool {
+        self.file_type == libc::S_IFDIR
+    }
+
+    pub(crate) fn is_file(&self) -> bool {
+        self.file_type == libc::S_IFREG
+    }
+
+    pub(crate) fn current_node(&self) -> NodeId {
+        self.current.load(Ordering::Acquire)
+    }
+
+    /// The upper part, if any.
+    pub(crate) fn upper(&self) -> Option<UpperPart> {
+        self.state.read().upper.clone()
+    }
+
+    /// True when the data is in the upper (or there is no data to copy).
+    pub(crate) fn data_in_upper(&self) -> bool {
+        let state = self.state.read();
+        state.upper.is_some() && !state.metacopy
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nlink_has_the_kernels_form() {
+        assert_eq!(NlinkBase::parse("U+1"), Some(NlinkBase::Upper(1)));
+        assert_eq!(NlinkBase::parse("L-2"), Some(NlinkBase::Lower(-2)));
+        assert_eq!(NlinkBase::parse("X+2"), None);
+        assert_eq!(NlinkBase::parse(""), None);
+        assert_eq!(NlinkBase::Upper(0).to_text(), "U+0");
+        assert_eq!(NlinkBase::Lower(-3).to_text(), "L-3");
+    }
+}

@@ -1,0 +1,460 @@
+//! From a name to an inode.
+
+use std::ffi::{OsStr, OsString};
+use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::error::{Error, Result};
+use super::inode::{DirPart, Indexed, Inode, LowerRef, NlinkBase, State, UpperPart};
+use super::listing::{Known, Listing};
+use super::stack::{DirParts, Resolved, ResolvedUpper};
+use super::types::{Entry, Lookup, NodeId};
+use super::{Union, stats};
+use crate::layer::{EntryKind, Layer, Opaque, Stat};
+
+/// The longest name that filesystems below take.
+const NAME_MAX: usize = 255;
+
+/// Lookups in a directory after which it is cheaper to know all of its names.
+const PROBES: u32 = 3;
+
+/// A directory with more entries is not read as a whole for a lookup.
+const LOOKUP_LISTING_MAX: usize = 4096;
+
+/// An inode found by name, with its attributes.
+pub(crate) struct FoundInode {
+    pub inode: Arc<Inode>,
+    pub stat: Stat,
+}
+
+/// Who an inode is.
+struct Identity {
+    ino: u64,
+    indexed: Option<Indexed>,
+}
+
+impl Union {
+    /// See [`Union::lookup`].
+    pub(crate) fn do_lookup(&self, parent: NodeId, name: &OsStr) -> Result<Lookup> {
+        let parent = self.table.get(parent)?;
+        match self.find(&parent, name)? {
+            Some(found) => Ok(Lookup::Found(self.entry(&found)?)),
+            None => Ok(Lookup::Absent(self.params.timeout)),
+        }
+    }
+
+    /// Makes the answer that tells the kernel of an inode, and counts it.
+    pub(crate) fn entry(&self, found: &FoundInode) -> Result<Entry> {
+        let attr = self.attr(&found.inode, &found.stat)?;
+        let node = found.inode.current_node();
+        self.table.acquire(node, &found.inode);
+        Ok(Entry {
+            node,
+            generation: 0,
+            attr,
+            attr_ttl: if node == attr.ino {
+                self.attr_ttl(&found.inode, node)
+            } else {
+                std::time::Duration::ZERO
+            },
+            entry_ttl: self.params.timeout,
+        })
+    }
+
+    pub(crate) fn check_name(name: &OsStr) -> Result<()> {
+        if name.len() > NAME_MAX {
+            return Err(Error::Errno(libc::ENAMETOOLONG));
+        }
+        if name.is_empty() || name.as_bytes().contains(&b'/') {
+            return Err(Error::Errno(libc::EINVAL));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn dir_part(inode: &Inode) -> Result<&DirPart> {
+        inode.dir.as_deref().ok_or(Error::Errno(libc::ENOTDIR))
+    }
+
+    pub(crate) fn parts(inode: &Inode) -> DirParts {
+        let state = inode.state.read();
+        DirParts {
+            upper: state.upper.clone(),
+            lowers: state.lowers.clone(),
+        }
+    }
+
+    /// The inode of a name in a directory.
+    pub(crate) fn find(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<Option<FoundInode>> {
+        let dir = Self::dir_part(parent)?;
+        Self::check_name(name)?;
+        if parent.state.read().dead {
+            return Ok(None);
+        }
+        let known = self.known(parent, dir, name)?;
+        let parts = Self::parts(parent);
+        let resolved = match known {
+            Some(Known::Absent { .. }) => {
+                stats::add(&self.stats.lookup_hits, 1);
+                return Ok(None);
+            }
+            Some(Known::Item(item)) => {
+                if item.ino != 0
+                    && let Some(inode) = self.table.find_ino(item.ino)
+                    && inode.state.read().has_name(parent, name)
+                {
+                    stats::add(&self.stats.lookup_hits, 1);
+                    let stat = self.stat(&inode)?;
+                    return Ok(Some(FoundInode { inode, stat }));
+                }
+                // A copy-up may publish the name in the upper at any time, so what the listing said of a
+                // lower entry is a hint only where the upper has nothing to say.
+                let from = item.lower.map(usize::from);
+                self.stack.resolve(&parts, name, !item.upper, from)?
+            }
+            None => self.stack.resolve(&parts, name, false, None)?,
+        };
+        stats::add(&self.stats.lookup_misses, 1);
+        let Some(resolved) = resolved else {
+            return Ok(None);
+        };
+        let found = self.instantiate(parent, name, resolved)?;
+        if let Some(listing) = dir.listing.lock().as_mut() {
+            listing.set_ino(name, found.inode.ino);
+        }
+        Ok(Some(found))
+    }
+
+    /// What the listing says of a name; reads the directory once it is asked often.
+    fn known(&self, parent: &Arc<Inode>, dir: &DirPart, name: &OsStr) -> Result<Option<Known>> {
+        if let Some(listing) = dir.listing.lock().as_ref() {
+            return Ok(Some(listing.get(name)));
+        }
+        if dir.probes.fetch_add(1, Ordering::Relaxed) != PROBES {
+            return Ok(None);
+        }
+        let _ops = dir.ops.lock();
+        self.load_listing(parent, LOOKUP_LISTING_MAX)?;
+        Ok(dir.listing.lock().as_ref().map(|l| l.get(name)))
+    }
+
+    /// Reads the merged entries unless they are known or more than `max`. Precondition: the directory's `ops` lock is held.
+    pub(crate) fn load_listing(&self, inode: &Inode, max: usize) -> Result<()> {
+        let dir = Self::dir_part(inode)?;
+        if dir.listing.lock().is_some() {
+            return Ok(());
+        }
+        let parts = Self::parts(inode);
+        let mut listing = Listing::new();
+        let mut count = 0usize;
+        let mut too_many = false;
+        let mut budget = |too_many: &mut bool| {
+            count += 1;
+            if count > max {
+                *too_many = true;
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        };
+        if inode.state.read().dead {
+            *dir.listing.lock() = Some(listing);
+            return Ok(());
+        }
+        if let (Some(part), Some(upper)) = (&parts.upper, &self.stack.upper) {
+            upper.read_dir(&part.node, part.xwhiteouts, &mut |entry| {
+                listing.load_upper(entry.name, entry.kind);
+                budget(&mut too_many)
+            })?;
+        }
+        let mut hidden: std::collections::HashSet<OsString> = Default::default();
+        for (at, part) in parts.lowers.iter().enumerate() {
+            if too_many {
+                return Ok(());
+            }
+            let layer = self.stack.lower(part);
+            let dev = layer.dev();
+            let last = at + 1 == parts.lowers.len();
+            let mut whiteouts = Vec::new();
+            layer.read_dir(&part.node, part.xwhiteouts, &mut |entry| {
+                match entry.kind {
+                    EntryKind::Whiteout if last => {}
+                    EntryKind::Whiteout => whiteouts.push(entry.name.to_owned()),
+                    EntryKind::Node(file_type) => {
+                        if !hidden.contains(entry.name) {
+                            let ino = self.stack.ino(dev, entry.ino, || self.table.dynamic_ino());
+                            listing.load_lower(entry.name, file_type, ino, at as u16);
+                        }
+                    }
+                }
+                budget(&mut too_many)
+            })?;
+            hidden.extend(whiteouts);
+        }
+        if !too_many {
+            *dir.listing.lock() = Some(listing);
+        }
+        Ok(())
+    }
+
+    /// The inode for what the stack has under a name.
+    pub(crate) fn instantiate(
+        &self,
+        parent: &Arc<Inode>,
+        name: &OsStr,
+        mut resolved: Resolved,
+    ) -> Result<FoundInode> {
+        let named_in_upper = resolved.upper.is_some();
+        let identity = self.identify(&mut resolved)?;
+        let Some(stat) = resolved.stat().copied() else {
+            return Err(Error::Corrupt(format!("{name:?} is in no layer")));
+        };
+        let upper_ino = resolved.upper.as_ref().map(|u| u.stat.ino);
+        let upper_node = resolved.upper.as_ref().map(|u| u.node.clone());
+        let mut ino = identity.ino;
+        let mut state = Some(self.new_state(parent, name, resolved, identity.indexed));
+        loop {
+            let (inode, new) = self.table.find_or_insert(ino, |node| {
+                Inode::new(
+                    node,
+                    ino,
+                    stat.file_type(),
+                    state.take().unwrap_or_default(),
+                )
+            });
+            if new {
+                return Ok(FoundInode { inode, stat });
+            }
+            if !self.same_file(&inode, &stat, upper_ino) {
+                // Two files claim one number: a stray origin, or hard links that were broken before. This one
+                // gets a number of its own.
+                ino = match upper_ino {
+                    Some(real) if ino != self.upper_number(real) => self.upper_number(real),
+                    _ => self.table.dynamic_ino(),
+                };
+                continue;
+            }
+            inode.state.write().add_name(parent, name);
+            if let (true, Some(upper), Some(_), Some(dir), Some(part)) = (
+                named_in_upper,
+                &self.stack.upper,
+                upper_node,
+                parent.upper(),
+                inode.upper(),
+            ) && !inode.is_dir()
+            {
+                upper.add_location(&part.node, &dir.node, name);
+            }
+            // What was found may be older than a copy-up of this moment.
+            let stat = self.stat(&inode)?;
+            return Ok(FoundInode { inode, stat });
+        }
+    }
+
+    fn upper_number(&self, real: u64) -> u64 {
+        let dev = self.stack.upper.as_ref().map_or(0, |u| u.dev());
+        self.stack.ino(dev, real, || self.table.dynamic_ino())
+    }
+
+    /// Whether an inode in the table is the one that was found.
+    fn same_file(&self, inode: &Arc<Inode>, stat: &Stat, upper_ino: Option<u64>) -> bool {
+        if inode.file_type != stat.file_type() {
+            return false;
+        }
+        let known = |inode: &Inode| inode.upper().map(|u| u.real_ino);
+        match (known(inode), upper_ino) {
+            (Some(a), Some(b)) => a == b,
+            // Found below while it was copied up; other names of a broken hard link stay apart.
+            (Some(_), None) => inode.is_dir() || stat.nlink <= 1 || self.params.index,
+            (None, None) => true,
+            (None, Some(b)) => {
+                // Its copy-up has published and is about to say so.
+                drop(inode.copy_up.lock());
+                known(inode) == Some(b)
+            }
+        }
+    }
+
+    fn new_state(
+        &self,
+        parent: &Arc<Inode>,
+        name: &OsStr,
+        resolved: Resolved,
+        indexed: Option<Indexed>,
+    ) -> State {
+        let mut state = State {
+            lowers: resolved.lowers,
+            metacopy: resolved.metacopy && resolved.upper.is_some(),
+            indexed,
+            ..State::default()
+        };
+        if let Some(upper) = resolved.upper {
+            state.redirect = upper.marks.redirect;
+            state.has_origin = upper.marks.origin.is_some();
+            state.upper = Some(UpperPart {
+                xwhiteouts: upper.marks.opaque == Opaque::XWhiteouts,
+                real_ino: upper.stat.ino,
+                node: upper.node,
+            });
+        }
+        state.add_name(parent, name);
+        state
+    }
+
+    /// Which inode number the found parts have: a copied-up file keeps its lower's.
+    fn identify(&self, resolved: &mut Resolved) -> Result<Identity> {
+        let lower_ino = resolved
+            .lower_stat
+            .map(|s| self.stack.ino(s.dev, s.ino, || self.table.dynamic_ino()));
+        let plain = |ino| Identity { ino, indexed: None };
+        let Some(upper) = &resolved.upper else {
+            let (Some(ino), Some(stat)) = (lower_ino, resolved.lower_stat) else {
+                return Err(Error::Corrupt("a name that is in no layer".into()));
+            };
+            if stat.is_dir() || stat.nlink <= 1 || !self.params.index {
+                return Ok(plain(ino));
+            }
+            return self.identify_linked(resolved, ino, &stat);
+        };
+        if upper.stat.is_dir() {
+            return Ok(plain(
+                lower_ino.unwrap_or_else(|| self.upper_number(upper.stat.ino)),
+            ));
+        }
+        if let Some(identity) = self.identify_by_origin(upper)? {
+            return Ok(identity);
+        }
+        Ok(plain(self.upper_number(upper.stat.ino)))
+    }
+
+    /// A lower file with several names: the index tells whether it was copied up under another.
+    fn identify_linked(&self, resolved: &mut Resolved, ino: u64, stat: &Stat) -> Result<Identity> {
+        let plain = Identity { ino, indexed: None };
+        let (Some(upper), Some(lower)) = (&self.stack.upper, resolved.lowers.first()) else {
+            return Ok(plain);
+        };
+        if upper.index_is_empty() {
+            return Ok(plain);
+        }
+        let Some(handle) = self.stack.lower(lower).handle(&lower.node)? else {
+            return Ok(plain);
+        };
+        let Some((node, upper_stat)) = upper.index_lookup(&handle)? else {
+            return Ok(plain);
+        };
+        let marks = upper.marks(&node, &upper_stat)?;
+        let nlink = marks
+            .nlink
+            .as_deref()
+            .and_then(NlinkBase::parse)
+            .unwrap_or(NlinkBase::Lower(0));
+        let metacopy = marks.metacopy;
+        if !metacopy {
+            resolved.lowers.clear();
+        }
+        resolved.metacopy = metacopy;
+        resolved.upper = Some(ResolvedUpper {
+            node,
+            stat: upper_stat,
+            marks,
+        });
+        Ok(Identity {
+            ino,
+            indexed: Some(Indexed {
+                handle,
+                lower_nlink: stat.nlink,
+                nlink,
+            }),
+        })
+    }
+
+    fn identify_by_origin(&self, part: &ResolvedUpper) -> Result<Option<Identity>> {
+        let (Some(upper), Some(origin)) = (&self.stack.upper, &part.marks.origin) else {
+            return Ok(None);
+        };
+        let in_index = match upper.index_lookup(origin)? {
+            Some((_, stat)) if stat.ino == part.stat.ino => true,
+            // The index says that another file is the copy.
+            Some(_) => return Ok(None),
+            None => false,
+        };
+        let Some((dev, real, nlink)) = self.origin_number(origin)? else {
+            return Ok(None);
+        };
+        if nlink > 1 && !in_index {
+            return Ok(None);
+        }
+        let indexed = in_index.then(|| Indexed {
+            handle: origin.clone(),
+            lower_nlink: nlink,
+            nlink: part
+                .marks
+                .nlink
+                .as_deref()
+                .and_then(NlinkBase::parse)
+                .unwrap_or(NlinkBase::Lower(0)),
+        });
+        Ok(Some(Identity {
+            ino: self.stack.ino(dev, real, || self.table.dynamic_ino()),
+            indexed,
+        }))
+    }
+
+    /// Device, inode number and link count of the lower that an origin names.
+    fn origin_number(
+        &self,
+        origin: &crate::layer::OverlayHandle,
+    ) -> Result<Option<(u64, u64, u64)>> {
+        let mut asked: Vec<u64> = Vec::new();
+        for layer in &self.stack.lowers {
+            if asked.contains(&layer.dev()) {
+                continue;
+            }
+            asked.push(layer.dev());
+            if let Some(stat) = layer.stat_by_handle(origin)? {
+                return Ok(Some((stat.dev, stat.ino, stat.nlink)));
+            }
+            // Without the right to open by handle, the handle itself still tells the number. A file of several names is
+            // then known by its index entry alone.
+            if let Some(ino) = layer.ino_of_handle(origin) {
+                return Ok(Some((layer.dev(), ino, 1)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Attributes of the part that counts, as they lie on disk.
+    pub(crate) fn stat(&self, inode: &Inode) -> Result<Stat> {
+        let (upper, lower) = {
+            let state = inode.state.read();
+            (state.upper.clone(), state.lowers.first().cloned())
+        };
+        match (upper, lower) {
+            (Some(part), _) => Ok(self.upper()?.stat(&part.node)?),
+            (None, Some(lower)) => Ok(self.stack.lower(&lower).stat(&lower.node)?),
+            (None, None) => Err(Error::Corrupt(format!(
+                "inode {} is in no layer",
+                inode.ino
+            ))),
+        }
+    }
+
+    /// The layer and node that attributes and xattrs are read from.
+    pub(crate) fn top(&self, inode: &Inode) -> Result<(Arc<dyn Layer>, crate::layer::Node)> {
+        let (upper, lower): (Option<UpperPart>, Option<LowerRef>) = {
+            let state = inode.state.read();
+            (state.upper.clone(), state.lowers.first().cloned())
+        };
+        match (upper, lower) {
+            (Some(part), _) => {
+                let upper: Arc<dyn Layer> = self.upper()?.clone();
+                Ok((upper, part.node))
+            }
+            (None, Some(lower)) => Ok((self.stack.lower(&lower).clone(), lower.node)),
+            (None, None) => Err(Error::Corrupt(format!(
+                "inode {} is in no layer",
+                inode.ino
+            ))),
+        }
+    }
+}

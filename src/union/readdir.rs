@@ -1,0 +1,175 @@
+//! Reading directories.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use super::Union;
+use super::error::{Error, Result};
+use super::file::Handle;
+use super::inode::Inode;
+use super::listing::{COOKIE_DOT, COOKIE_DOTDOT, Item};
+use super::types::{DirEntry, Entry, HandleId, NodeId};
+use crate::layer::Layer;
+
+/// Entries taken out of the listing under its lock at a time.
+const BATCH: usize = 256;
+
+impl Union {
+    pub(crate) fn do_opendir(&self, node: NodeId) -> Result<HandleId> {
+        let inode = self.table.get(node)?;
+        Self::dir_part(&inode)?;
+        Ok(self.handles.insert(Handle::directory(inode)))
+    }
+
+    pub(crate) fn do_readdir(
+        &self,
+        id: HandleId,
+        offset: u64,
+        sink: &mut dyn FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<()> {
+        let inode = self.handles.get(id)?.inode.clone();
+        self.each_entry(&inode, offset, &mut |item, cookie| {
+            let Some(item) = item else {
+                return Ok(sink(self.dot(&inode, cookie)));
+            };
+            let Some(ino) = self.item_ino(&inode, item)? else {
+                return Ok(false);
+            };
+            Ok(sink(DirEntry {
+                name: &item.name,
+                ino,
+                file_type: item.file_type,
+                cookie,
+            }))
+        })
+    }
+
+    pub(crate) fn do_readdirplus(
+        &self,
+        id: HandleId,
+        offset: u64,
+        sink: &mut dyn FnMut(DirEntry<'_>, Option<&Entry>) -> bool,
+    ) -> Result<()> {
+        let inode = self.handles.get(id)?.inode.clone();
+        self.each_entry(&inode, offset, &mut |item, cookie| {
+            let Some(item) = item else {
+                return Ok(sink(self.dot(&inode, cookie), None));
+            };
+            // Removed since the listing was read: no entry.
+            let Some(found) = self.find(&inode, &item.name)? else {
+                return Ok(false);
+            };
+            let entry = self.entry(&found)?;
+            let full = sink(
+                DirEntry {
+                    name: &item.name,
+                    ino: found.inode.ino,
+                    file_type: found.inode.file_type,
+                    cookie,
+                },
+                Some(&entry),
+            );
+            if full {
+                self.do_forget(entry.node, 1);
+            }
+            Ok(full)
+        })
+    }
+
+    /// Gives each entry after a cookie, `None` for `.` and `..`, until `sink` says that it is full.
+    fn each_entry(
+        &self,
+        inode: &Arc<Inode>,
+        offset: u64,
+        sink: &mut dyn FnMut(Option<&Item>, u64) -> Result<bool>,
+    ) -> Result<()> {
+        let dir = Self::dir_part(inode)?;
+        if dir.listing.lock().is_none() {
+            let _ops = dir.ops.lock();
+            self.load_listing(inode, usize::MAX)?;
+        }
+        for cookie in [COOKIE_DOT, COOKIE_DOTDOT] {
+            if offset < cookie && sink(None, cookie)? {
+                return Ok(());
+            }
+        }
+        let mut at = offset.max(COOKIE_DOTDOT);
+        loop {
+            let batch = match dir.listing.lock().as_ref() {
+                Some(listing) => listing.batch_after(at, BATCH),
+                None => return Ok(()),
+            };
+            let Some(&(last, _)) = batch.last() else {
+                return Ok(());
+            };
+            for (cookie, item) in &batch {
+                if sink(Some(item), *cookie)? {
+                    return Ok(());
+                }
+            }
+            at = last;
+        }
+    }
+
+    fn dot(&self, inode: &Arc<Inode>, cookie: u64) -> DirEntry<'static> {
+        if cookie == COOKIE_DOT {
+            return DirEntry {
+                name: OsStr::new("."),
+                ino: inode.ino,
+                file_type: libc::S_IFDIR,
+                cookie,
+            };
+        }
+        let parent = inode.state.read().dentries.first().map(|d| d.parent.ino);
+        DirEntry {
+            name: OsStr::new(".."),
+            ino: parent.unwrap_or(inode.ino),
+            file_type: libc::S_IFDIR,
+            cookie,
+        }
+    }
+
+    /// The `d_ino` of an entry; `None` when it is gone.
+    fn item_ino(&self, inode: &Arc<Inode>, item: &Item) -> Result<Option<u64>> {
+        if item.ino != 0 {
+            return Ok(Some(item.ino));
+        }
+        Ok(self.find(inode, &item.name)?.map(|found| found.inode.ino))
+    }
+
+    pub(crate) fn do_fsyncdir(&self, id: HandleId) -> Result<()> {
+        if self.params.no_sync {
+            return Ok(());
+        }
+        let inode = self.handles.get(id)?.inode.clone();
+        if let (Some(part), Some(upper)) = (inode.upper(), &self.stack.upper) {
+            upper.fsync(&part.node)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn do_releasedir(&self, id: HandleId) {
+        drop(self.handles.remove(id));
+    }
+
+    pub(crate) fn do_forget(&self, node: NodeId, count: u64) {
+        let Some(inode) = self.table.forget(node, count) else {
+            return;
+        };
+        // The kernel knows the directory no more; its names can be read again.
+        if let Some(dir) = &inode.dir
+            && Arc::strong_count(&inode) > 1
+        {
+            let listing = dir.listing.lock().take();
+            drop(listing);
+        }
+    }
+
+    pub(crate) fn do_statfs(&self) -> Result<nix::sys::statvfs::Statvfs> {
+        match (&self.stack.upper, self.stack.lowers.first()) {
+            (Some(upper), _) => Ok(upper.statfs()?),
+            (None, Some(lower)) => Ok(lower.statfs()?),
+            (None, None) => Err(Error::Errno(libc::EIO)),
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Counters of the union.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counters since the mount was made. Each is independent of the others.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub lookup_hits: AtomicU64,
+    pub lookup_misses: AtomicU64,
+    pub copy_up_data: AtomicU64,
+    pub copy_up_meta: AtomicU64,
+    pub copy_up_bytes: AtomicU64,
+    pub passthrough_opens: AtomicU64,
+    pub cached_opens: AtomicU64,
+}
+
+pub(crate) fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}
+
+pub(crate) fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}

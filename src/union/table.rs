@@ -1,0 +1,298 @@
+//! The inode table: node ids, and how often the kernel was told each.
+//!
+//! An entry holds its inode strongly while the kernel has lookups of it. After the last forget the entry stays weak as
+//! long as someone else (a child's dentry, an open handle) holds the inode, so that a new lookup finds the same one.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::error::{Error, Result};
+use super::inode::Inode;
+use super::types::NodeId;
+
+const SHARDS: usize = 32;
+
+/// Weak entries of a shard beyond which it is searched for dangling ones.
+const SWEEP_AT: usize = 1024;
+
+/// The first of the node ids that are no inode number: given to files that need a new node at copy-up.
+const RETIRED_BASE: u64 = 1 << 63;
+
+/// The first of the inode numbers that stand for real ones which cannot be shown as they are.
+const DYNAMIC_BASE: u64 = 0x7e << 56;
+
+#[derive(Debug)]
+enum Held {
+    Strong(Arc<Inode>),
+    Weak(Weak<Inode>),
+}
+
+#[derive(Debug)]
+struct NodeEntry {
+    held: Held,
+    lookups: u64,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    nodes: HashMap<NodeId, NodeEntry>,
+    weak: usize,
+}
+
+/// The inode table. All its locks are leaves.
+#[derive(Debug)]
+pub(crate) struct Table {
+    shards: [Mutex<Shard>; SHARDS],
+    /// Inode number to node id, for inodes whose node id is not their inode number.
+    renumbered: RwLock<HashMap<u64, NodeId>>,
+    renumbered_len: AtomicUsize,
+    next_retired: AtomicU64,
+    next_dynamic: AtomicU64,
+}
+
+impl Table {
+    pub(crate) fn new() -> Table {
+        Table {
+            shards: std::array::from_fn(|_| Mutex::default()),
+            renumbered: RwLock::default(),
+            renumbered_len: AtomicUsize::new(0),
+            next_retired: AtomicU64::new(RETIRED_BASE),
+            next_dynamic: AtomicU64::new(DYNAMIC_BASE),
+        }
+    }
+
+    fn shard(&self, node: NodeId) -> &Mutex<Shard> {
+        // Inode numbers of one directory are often consecutive: the low bits spread them.
+        &self.shards[node as usize % SHARDS]
+    }
+
+    /// The inode that a node id stands for; `ESTALE` when the kernel was never told it, or gave it back.
+    pub(crate) fn get(&self, node: NodeId) -> Result<Arc<Inode>> {
+        self.find(node).ok_or(Error::Errno(libc::ESTALE))
+    }
+
+    fn find(&self, node: NodeId) -> Option<Arc<Inode>> {
+        match &self.shard(node).lock().nodes.get(&node)?.held {
+            Held::Strong(inode) => Some(inode.clone()),
+            Held::Weak(inode) => inode.upgrade(),
+        }
+    }
+
+    /// The node id that an inode number has at present.
+    fn node_of(&self, ino: u64) -> NodeId {
+        if self.renumbered_len.load(Ordering::Acquire) == 0 {
+            return ino;
+        }
+        self.renumbered.read().get(&ino).copied().unwrap_or(ino)
+    }
+
+    /// The live inode with this inode number.
+    pub(crate) fn find_ino(&self, ino: u64) -> Option<Arc<Inode>> {
+        self.find(self.node_of(ino)).filter(|i| i.ino == ino)
+    }
+
+    /// The live inode of this number, or a new one made by `make`, which is told its node id.
+    pub(crate) fn find_or_insert(
+        &self,
+        ino: u64,
+        make: impl FnOnce(NodeId) -> Inode,
+    ) -> (Arc<Inode>, bool) {
+        let node = self.node_of(ino);
+        let mut shard = self.shard(node).lock();
+        if let Some(entry) = shard.nodes.get(&node) {
+            let live = match &entry.held {
+                Held::Strong(inode) => Some(inode.clone()),
+                Held::Weak(inode) => inode.upgrade(),
+            };
+            if let Some(inode) = live {
+                return (inode, false);
+            }
+        }
+        let inode = Arc::new(make(node));
+        shard.weak += 1;
+        shard.nodes.insert(
+            node,
+            NodeEntry {
+                held: Held::Weak(Arc::downgrade(&inode)),
+                lookups: 0,
+            },
+        );
+        let dangling = shard.sweep();
+        drop(shard);
+        drop(dangling);
+        (inode, true)
+    }
+
+    /// Counts one more lookup of a node that was told to the kernel.
+    pub(crate) fn acquire(&self, node: NodeId, inode: &Arc<Inode>) {
+        let mut shard = self.shard(node).lock();
+        let entry = shard.nodes.entry(node).or_insert_with(|| NodeEntry {
+            held: Held::Strong(inode.clone()),
+            lookups: 0,
+        });
+        entry.lookups += 1;
+        if matches!(entry.held, Held::Weak(_)) {
+            entry.held = Held::Strong(inode.clone());
+            shard.weak = shard.weak.saturating_sub(1);
+        }
+    }
+
+    /// The kernel gives back lookups; returns the inode when this node has none left.
+    pub(crate) fn forget(&self, node: NodeId, count: u64) -> Option<Arc<Inode>> {
+        let mut shard = self.shard(node).lock();
+        let entry = shard.nodes.get_mut(&node)?;
+        entry.lookups = entry.lookups.saturating_sub(count);
+        if entry.lookups > 0 {
+            return None;
+        }
+        let Held::Strong(inode) = &entry.held else {
+            return None;
+        };
+        let inode = inode.clone();
+        // One here, one in the entry: nobody else.
+        if Arc::strong_count(&inode) == 2 {
+            shard.nodes.remove(&node);
+            drop(shard);
+            if node != inode.ino && inode.current_node() == node {
+                self.unalias(inode.ino, node);
+            }
+        } else {
+            entry.held = Held::Weak(Arc::downgrade(&inode));
+            shard.weak += 1;
+        }
+        Some(inode)
+    }
+
+    /// Gives the inode a new node id; the old one goes on naming it until the kernel forgets it.
+    pub(crate) fn renumber(&self, inode: &Arc<Inode>) -> NodeId {
+        let node = self.next_retired.fetch_add(1, Ordering::Relaxed);
+        {
+            let mut shard = self.shard(node).lock();
+            shard.weak += 1;
+            shard.nodes.insert(
+                node,
+                NodeEntry {
+                    held: Held::Weak(Arc::downgrade(inode)),
+                    lookups: 0,
+                },
+            );
+        }
+        let mut renumbered = self.renumbered.write();
+        renumbered.insert(inode.ino, node);
+        self.renumbered_len
+            .store(renumbered.len(), Ordering::Release);
+        node
+    }
+
+    fn unalias(&self, ino: u64, node: NodeId) {
+        let mut renumbered = self.renumbered.write();
+        if renumbered.get(&ino) == Some(&node) {
+            renumbered.remove(&ino);
+            self.renumbered_len
+                .store(renumbered.len(), Ordering::Release);
+        }
+    }
+
+    /// A fresh inode number that no real inode has.
+    pub(crate) fn dynamic_ino(&self) -> u64 {
+        self.next_dynamic.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// How many nodes the kernel holds.
+    pub(crate) fn len(&self) -> u64 {
+        self.shards
+            .iter()
+            .map(|s| {
+                let shard = s.lock();
+                shard.nodes.values().filter(|e| e.lookups > 0).count() as u64
+            })
+            .sum()
+    }
+
+    /// Lets go of everything.
+    pub(crate) fn clear(&self) {
+        for shard in &self.shards {
+            let nodes = std::mem::take(&mut shard.lock().nodes);
+            drop(nodes);
+        }
+    }
+}
+
+impl Shard {
+    /// Takes out entries whose inode is gone, once there may be many.
+    fn sweep(&mut self) -> Vec<NodeEntry> {
+        if self.weak < SWEEP_AT {
+            return Vec::new();
+        }
+        let gone: Vec<NodeId> = self
+            .nodes
+            .iter()
+            .filter(|(_, e)| matches!(&e.held, Held::Weak(w) if w.strong_count() == 0))
+            .map(|(&node, _)| node)
+            .collect();
+        let entries = gone
+            .into_iter()
+            .filter_map(|node| self.nodes.remove(&node))
+            .collect();
+        // What is still weak is counted anew from half, so that a shard full of live weak entries is not searched at
+        // every insertion.
+        self.weak = SWEEP_AT / 2;
+        entries
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::inode::State;
+    use super::*;
+
+    fn inode(node: NodeId, ino: u64) -> Inode {
+        Inode::new(node, ino, libc::S_IFREG, State::default())
+    }
+
+    #[test]
+    fn a_node_leaves_at_its_last_forget() {
+        let table = Table::new();
+        let (a, new) = table.find_or_insert(7, |n| inode(n, 7));
+        assert!(new);
+        table.acquire(7, &a);
+        table.acquire(7, &a);
+        drop(a);
+        assert!(table.forget(7, 1).is_none());
+        assert!(table.get(7).is_ok());
+        assert!(table.forget(7, 1).is_some());
+        assert!(table.get(7).is_err());
+    }
+
+    #[test]
+    fn an_inode_held_elsewhere_is_found_again() {
+        let table = Table::new();
+        let (a, _) = table.find_or_insert(7, |n| inode(n, 7));
+        table.acquire(7, &a);
+        table.forget(7, 1);
+        let (b, new) = table.find_or_insert(7, |n| inode(n, 7));
+        assert!(!new);
+        assert!(Arc::ptr_eq(&a, &b));
+    }
+
+    #[test]
+    fn a_renumbered_inode_is_found_by_both_nodes() {
+        let table = Table::new();
+        let (a, _) = table.find_or_insert(7, |n| inode(n, 7));
+        table.acquire(7, &a);
+        let node = table.renumber(&a);
+        a.current.store(node, Ordering::Release);
+        table.acquire(node, &a);
+        assert!(Arc::ptr_eq(&table.get(7).unwrap(), &a));
+        assert!(Arc::ptr_eq(&table.find_ino(7).unwrap(), &a));
+        table.forget(7, 1);
+        drop(a);
+        assert_eq!(table.find_ino(7).unwrap().current_node(), node);
+        table.forget(node, 1);
+        assert!(table.find_ino(7).is_none());
+        assert!(table.renumbered.read().is_empty());
+    }
+}

@@ -1,0 +1,136 @@
+//! Extended attributes. The overlay's private ones are hidden, and escaped so that an overlay can nest inside.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use super::Union;
+use super::acl;
+use super::copy_up::Copy;
+use super::error::{Error, Result};
+use super::inode::Inode;
+use super::types::{Caller, NodeId};
+use crate::layer::upper::Namespace;
+use crate::layer::{Layer, format};
+
+impl Union {
+    fn namespace(&self) -> Namespace {
+        self.stack
+            .upper
+            .as_ref()
+            .map_or(Namespace::Trusted, |u| u.options().namespace)
+    }
+
+    /// The name on disk, or why there is none.
+    fn disk_name(&self, name: &OsStr) -> Result<OsString> {
+        if self.params.noacl && acl::is_acl(name) {
+            return Err(Error::Errno(libc::EOPNOTSUPP));
+        }
+        match format::to_disk(self.namespace(), name) {
+            Some(name) => Ok(name.into_owned()),
+            None => Err(Error::Errno(libc::EOPNOTSUPP)),
+        }
+    }
+
+    pub(crate) fn do_getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
+        let inode = self.table.get(node)?;
+        let disk = self.disk_name(name)?;
+        let (layer, at) = self.top(&inode)?;
+        layer
+            .get_xattr(&at, &disk)?
+            .ok_or(Error::Errno(libc::ENODATA))
+    }
+
+    pub(crate) fn do_listxattr(&self, caller: &Caller, node: NodeId) -> Result<Vec<OsString>> {
+        let inode = self.table.get(node)?;
+        let (layer, at) = self.top(&inode)?;
+        let namespace = self.namespace();
+        Ok(layer
+            .list_xattr(&at)?
+            .into_iter()
+            .filter(|name| !(self.params.noacl && acl::is_acl(name)))
+            // Filesystems show these to the administrator alone.
+            .filter(|name| caller.uid == 0 || !name.as_bytes().starts_with(b"trusted."))
+            .filter_map(|name| format::from_disk(namespace, &name).map(|n| n.into_owned()))
+            .collect())
+    }
+
+    pub(crate) fn do_setxattr(
+        &self,
+        caller: &Caller,
+        node: NodeId,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+    ) -> Result<()> {
+        let inode = self.table.get(node)?;
+        self.writable()?;
+        let disk = self.disk_name(name)?;
+        self.copy_up(&inode, Copy::Meta, "setxattr")?;
+        let upper = self.upper()?;
+        let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
+        let strip_sgid = name == acl::ACCESS && self.loses_sgid(caller, &upper.stat(&part.node)?);
+        upper.set_xattr(&part.node, &disk, value, flags)?;
+        if strip_sgid {
+            let mode = upper.stat(&part.node)?.mode & 0o7777;
+            upper.chmod(&part.node, mode & !libc::S_ISGID)?;
+        }
+        self.forget_acl(&inode, name);
+        Ok(())
+    }
+
+    pub(crate) fn do_removexattr(&self, caller: &Caller, node: NodeId, name: &OsStr) -> Result<()> {
+        let inode = self.table.get(node)?;
+        self.writable()?;
+        let disk = self.disk_name(name)?;
+        let (layer, at) = self.top(&inode)?;
+        if layer.get_xattr(&at, &disk)?.is_none() {
+            // Removing an ACL that is not there is no error (posix_acl_xattr_set with no value).
+            return if acl::is_acl(name) {
+                Ok(())
+            } else {
+                Err(Error::Errno(libc::ENODATA))
+            };
+        }
+        self.copy_up(&inode, Copy::Meta, "removexattr")?;
+        let upper = self.upper()?;
+        let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
+        let strip_sgid = name == acl::ACCESS && self.loses_sgid(caller, &upper.stat(&part.node)?);
+        upper.remove_xattr(&part.node, &disk)?;
+        if strip_sgid {
+            let mode = upper.stat(&part.node)?.mode & 0o7777;
+            upper.chmod(&part.node, mode & !libc::S_ISGID)?;
+        }
+        self.forget_acl(&inode, name);
+        Ok(())
+    }
+
+    fn forget_acl(&self, inode: &Arc<Inode>, name: &OsStr) {
+        if name == acl::DEFAULT
+            && let Some(dir) = &inode.dir
+        {
+            *dir.default_acl.lock() = None;
+        }
+    }
+
+    /// Setting an ACL takes sgid away from who is not in the group, as `posix_acl_update_mode` in the kernel does; the daemon, who
+    /// does it on disk, is privileged.
+    fn loses_sgid(&self, caller: &Caller, stat: &crate::layer::Stat) -> bool {
+        if stat.mode & libc::S_ISGID == 0 || stat.is_dir() || caller.uid == 0 {
+            return false;
+        }
+        let group = self.params.ids.gid_inside(stat.gid);
+        caller.gid != group && !in_group(caller.pid, group)
+    }
+}
+
+/// Whether a process has a supplementary group. A process that cannot be asked has none.
+fn in_group(pid: u32, group: u32) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else {
+        return false;
+    };
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("Groups:"))
+        .is_some_and(|groups| groups.split_whitespace().any(|g| g.parse() == Ok(group)))
+}
