@@ -142,9 +142,9 @@ impl Union {
         }
         self.copy_attributes(upper, &*layer, &lower.node, &stat, &staged)?;
         let indexed = self.index_for(inode, &stat, &handle);
-        if let Some(handle) = &handle
-            && (stat.nlink == 1 || inode.is_dir() || indexed.is_some())
-        {
+        // A broken hard link is no longer the lower's inode.
+        let origin = handle.filter(|_| stat.nlink == 1 || inode.is_dir() || indexed.is_some());
+        if let Some(handle) = &origin {
             staged.set_mark(&Mark::Origin(handle.clone()))?;
         }
         if metacopy {
@@ -161,7 +161,7 @@ impl Union {
             upper.index_add(&indexed.handle, staged.node())?;
         }
         let real_ino = staged.stat()?.ino;
-        let published = self.publish_copy(upper, inode, staged, handle.is_some());
+        let published = self.publish_copy(upper, inode, staged, origin.is_some());
         let node = match (published, &indexed) {
             (Ok(node), _) => node,
             (Err(e), Some(indexed)) => {
@@ -188,7 +188,7 @@ impl Union {
         Ok(self.switch_data(inode, |state| {
             state.upper = Some(part);
             state.metacopy = metacopy;
-            state.has_origin = handle.is_some();
+            state.has_origin = origin.is_some();
             state.indexed = indexed;
         }))
     }

@@ -100,6 +100,8 @@ pub(crate) struct State {
     pub has_origin: bool,
     /// Set for a file that is in the index.
     pub indexed: Option<Indexed>,
+    /// Directories: the upper part was marked impure when it was found. Set at birth; never changes.
+    pub impure: bool,
     /// A removed directory: nothing can be made in it.
     pub dead: bool,
 }
@@ -135,7 +137,7 @@ pub(crate) struct DirPart {
     pub listing: Mutex<Option<Listing>>,
     /// Lookups that had to ask the layers, until the listing is worth its cost.
     pub probes: AtomicU32,
-    /// The upper part is marked impure already. Immutable once true.
+    /// The upper part is marked impure already.
     pub impure: AtomicBool,
     /// The default ACL as stored, once asked for: outer `None` is unknown. A leaf lock.
     pub default_acl: Mutex<Option<Option<Arc<[u8]>>>>,
@@ -167,7 +169,7 @@ impl Inode {
                 ops: Ranked::new(Rank::Dir, ()),
                 listing: Mutex::new(None),
                 probes: AtomicU32::new(0),
-                impure: AtomicBool::new(false),
+                impure: AtomicBool::new(state.impure),
                 default_acl: Mutex::new(None),
             })
         });

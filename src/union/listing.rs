@@ -83,12 +83,13 @@ impl Listing {
     }
 
     /// Merges an entry of the upper (while loading: before the lowers).
-    pub(crate) fn load_upper(&mut self, name: &OsStr, kind: EntryKind) {
+    /// `ino` is 0 where only a lookup can tell it.
+    pub(crate) fn load_upper(&mut self, name: &OsStr, kind: EntryKind, ino: u64) {
         match kind {
             EntryKind::Whiteout => {
                 self.whiteouts.insert(Arc::from(name), ());
             }
-            EntryKind::Node(file_type) => self.insert_upper(name, file_type, 0),
+            EntryKind::Node(file_type) => self.insert_upper(name, file_type, ino),
         }
     }
 
@@ -137,6 +138,10 @@ impl Listing {
             Some(item) => {
                 if item.lower.is_none() {
                     item.lower = Some(at);
+                    if item.upper && item.file_type == libc::S_IFDIR {
+                        // A merged directory has its lower's number, unless something ends the merge.
+                        item.ino = 0;
+                    }
                 }
             }
             None => self.push(Item {
@@ -197,8 +202,8 @@ mod tests {
     #[test]
     fn upper_wins_and_whiteouts_hide() {
         let mut l = Listing::new();
-        l.load_upper(name("gone"), EntryKind::Whiteout);
-        l.load_upper(name("both"), EntryKind::Node(libc::S_IFREG));
+        l.load_upper(name("gone"), EntryKind::Whiteout, 0);
+        l.load_upper(name("both"), EntryKind::Node(libc::S_IFREG), 9);
         l.load_lower(name("gone"), libc::S_IFREG, 5, 0);
         l.load_lower(name("both"), libc::S_IFDIR, 6, 1);
         l.load_lower(name("low"), libc::S_IFDIR, 7, 1);

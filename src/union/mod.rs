@@ -112,6 +112,7 @@ impl Union {
         let ino = stack.ino(numbered.dev, numbered.ino, || table.dynamic_ino());
         let state = State {
             lowers: parts.lowers,
+            impure: parts.upper.as_ref().is_some_and(|u| u.marks.impure),
             upper: parts.upper.map(|u| UpperPart {
                 real_ino: u.stat.ino,
                 xwhiteouts: u.marks.opaque == Opaque::XWhiteouts,

@@ -162,8 +162,17 @@ impl Union {
             return Ok(());
         }
         if let (Some(part), Some(upper)) = (&parts.upper, &self.stack.upper) {
+            let dev = upper.dev();
+            // Where nothing was copied up, an entry's number is its own.
+            let own = !dir.impure.load(Ordering::Relaxed);
             upper.read_dir(&part.node, part.xwhiteouts, &mut |entry| {
-                listing.load_upper(entry.name, entry.kind);
+                let ino = match entry.kind {
+                    EntryKind::Node(_) if own => {
+                        self.stack.ino(dev, entry.ino, || self.table.dynamic_ino())
+                    }
+                    _ => 0,
+                };
+                listing.load_upper(entry.name, entry.kind, ino);
                 budget(&mut too_many)
             })?;
         }
@@ -291,6 +300,7 @@ impl Union {
         if let Some(upper) = resolved.upper {
             state.redirect = upper.marks.redirect;
             state.has_origin = upper.marks.origin.is_some();
+            state.impure = upper.marks.impure;
             state.upper = Some(UpperPart {
                 xwhiteouts: upper.marks.opaque == Opaque::XWhiteouts,
                 real_ino: upper.stat.ino,

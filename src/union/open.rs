@@ -171,8 +171,7 @@ impl Union {
         }
         let pass =
             self.params.passthrough && cached == 0 && self.may_pass(inode, upper, &shared)?;
-        let access = if upper && (write || pass || self.params.writeback) && !self.params.read_only
-        {
+        let access = if upper && (write || pass) && !self.params.read_only {
             Access::Write
         } else {
             Access::Read
