@@ -105,7 +105,8 @@ impl Union {
     pub(crate) fn attr_ttl(&self, inode: &Arc<Inode>, node: NodeId) -> Duration {
         let open = inode.open.lock();
         // A retired node's file changes through another; a writable mapping changes times without a request.
-        if open.node != node || open.counts.lock().mappers > 0 {
+        let mapped = open.as_ref().is_some_and(|o| o.counts.lock().mappers > 0);
+        if mapped || inode.current_node() != node {
             return Duration::ZERO;
         }
         self.params.timeout

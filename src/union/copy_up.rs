@@ -189,7 +189,7 @@ impl Union {
             state.upper = Some(part);
             state.metacopy = metacopy;
             state.has_origin = origin.is_some();
-            state.indexed = indexed;
+            state.indexed = indexed.map(Box::new);
         }))
     }
 

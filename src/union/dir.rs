@@ -324,7 +324,7 @@ impl Union {
         Ok(())
     }
 
-    fn indexed(inode: &Inode) -> Option<(super::inode::Indexed, UpperPart)> {
+    fn indexed(inode: &Inode) -> Option<(Box<super::inode::Indexed>, UpperPart)> {
         let state = inode.state.read();
         Some((state.indexed.clone()?, state.upper.clone()?))
     }

@@ -95,11 +95,11 @@ pub(crate) struct State {
     /// Every name that was looked up and not removed since. Directories have at most one.
     pub dentries: SmallVec<[Dentry; 1]>,
     /// Directories: the redirect recorded on the upper part.
-    pub redirect: Option<OsString>,
+    pub redirect: Option<Box<OsStr>>,
     /// The upper part has an origin: it was copied up.
     pub has_origin: bool,
     /// Set for a file that is in the index.
-    pub indexed: Option<Indexed>,
+    pub indexed: Option<Box<Indexed>>,
     /// Directories: the upper part was marked impure when it was found. Set at birth; never changes.
     pub impure: bool,
     /// A removed directory: nothing can be made in it.
@@ -156,8 +156,8 @@ pub(crate) struct Inode {
     pub state: RwLock<State>,
     /// Held while this inode is copied up.
     pub copy_up: Ranked<()>,
-    /// How the current node is open. Replaced when the node is retired.
-    pub open: Ranked<Arc<NodeOpen>>,
+    /// How the current node is open, once it was. Replaced when the node is retired.
+    pub open: Ranked<Option<Arc<NodeOpen>>>,
     /// Present for directories. Immutable.
     pub dir: Option<Box<DirPart>>,
 }
@@ -179,7 +179,7 @@ impl Inode {
             current: AtomicU64::new(node),
             state: RwLock::new(state),
             copy_up: Ranked::new(Rank::CopyUp, ()),
-            open: Ranked::new(Rank::Open, Arc::new(NodeOpen::new(node))),
+            open: Ranked::new(Rank::Open, None),
             dir,
         }
     }

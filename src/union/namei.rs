@@ -92,9 +92,7 @@ impl Union {
         if parent.state.read().dead {
             return Ok(None);
         }
-        let known = self.known(parent, dir, name)?;
-        let parts = Self::parts(parent);
-        let resolved = match known {
+        let resolved = match self.known(parent, dir, name)? {
             Some(Known::Absent { .. }) => {
                 stats::add(&self.stats.lookup_hits, 1);
                 return Ok(None);
@@ -111,9 +109,12 @@ impl Union {
                 // A copy-up may publish the name in the upper at any time, so what the listing said of a
                 // lower entry is a hint only where the upper has nothing to say.
                 let from = item.lower.map(usize::from);
-                self.stack.resolve(&parts, name, !item.upper, from)?
+                self.stack
+                    .resolve(&Self::parts(parent), name, !item.upper, from)?
             }
-            None => self.stack.resolve(&parts, name, false, None)?,
+            None => self
+                .stack
+                .resolve(&Self::parts(parent), name, false, None)?,
         };
         stats::add(&self.stats.lookup_misses, 1);
         let Some(resolved) = resolved else {
@@ -294,11 +295,11 @@ impl Union {
         let mut state = State {
             lowers: resolved.lowers,
             metacopy: resolved.metacopy && resolved.upper.is_some(),
-            indexed,
+            indexed: indexed.map(Box::new),
             ..State::default()
         };
         if let Some(upper) = resolved.upper {
-            state.redirect = upper.marks.redirect;
+            state.redirect = upper.marks.redirect.map(OsString::into_boxed_os_str);
             state.has_origin = upper.marks.origin.is_some();
             state.impure = upper.marks.impure;
             state.upper = Some(UpperPart {

@@ -144,10 +144,11 @@ impl Union {
     ) -> Result<Opened> {
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let mapper = flags & libc::O_ACCMODE == libc::O_RDWR && !self.params.writeback;
-        let open = inode.open.lock();
-        if open.node != node {
+        let mut slot = inode.open.lock();
+        if inode.current_node() != node {
             return Err(Error::Errno(libc::ESTALE));
         }
+        let open = slot.get_or_insert_with(|| Arc::new(NodeOpen::new(node)));
         let (upper, shared, backing, cached) = {
             let counts = open.counts.lock();
             (
@@ -162,7 +163,7 @@ impl Union {
             // node would have been retired.
             return Ok(self.opened(
                 inode,
-                &open,
+                open,
                 flags,
                 shared.clone(),
                 Some(backing.clone()),
@@ -204,7 +205,7 @@ impl Union {
             },
             _ => None,
         };
-        Ok(self.opened(inode, &open, flags, shared, backing, mapper))
+        Ok(self.opened(inode, open, flags, shared, backing, mapper))
     }
 
     fn opened(
@@ -327,8 +328,9 @@ impl Union {
         inode: &Arc<Inode>,
         change: impl FnOnce(&mut State),
     ) -> Option<NodeId> {
-        let mut open = inode.open.lock();
+        let mut slot = inode.open.lock();
         change(&mut inode.state.write());
+        let open = slot.as_ref()?;
         let lower_passthrough = {
             let mut counts = open.counts.lock();
             let pass = counts.passthrough > 0;
@@ -343,7 +345,7 @@ impl Union {
         }
         let old = open.node;
         let new = self.table.renumber(inode);
-        *open = Arc::new(NodeOpen::new(new));
+        *slot = Some(Arc::new(NodeOpen::new(new)));
         inode.current.store(new, Ordering::Release);
         Some(old)
     }

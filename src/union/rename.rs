@@ -318,7 +318,7 @@ impl Union {
             })?,
         };
         upper.set_mark(&part.node, &Mark::Redirect(Some(path.clone())))?;
-        inode.state.write().redirect = Some(path);
+        inode.state.write().redirect = Some(path.into_boxed_os_str());
         Ok(())
     }
 
@@ -333,10 +333,10 @@ impl Union {
         while let (redirect, Some(dentry)) = next {
             match redirect {
                 Some(path) if path.as_bytes().starts_with(b"/") => {
-                    prefix = path.into_vec();
+                    prefix = path.as_bytes().to_vec();
                     break;
                 }
-                Some(name) => parts.push(name),
+                Some(name) => parts.push(name.into_os_string()),
                 None => parts.push(dentry.name),
             }
             let state = dentry.parent.state.read();
