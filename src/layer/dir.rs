@@ -3,12 +3,23 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::ops::ControlFlow;
-use std::path::Path;
-use std::sync::Arc;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use nix::sys::statvfs::{Statvfs, fstatvfs};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::error::LayerError;
 use super::fdcache::FdCache;
+use super::format::{MarkNames, OverrideXattr, decode_handle, encode_handle};
+use super::node::PathNode;
+use super::tree::{Tree, TreeOptions, path_node, to_stat};
 use super::{Access, Layer, LayerEntry, LayerLookup, Marks, Node, OverlayHandle, RealFile, Stat};
+use crate::sys::handle::{filesystem_uuid, open_by_handle};
+use crate::sys::mount_clone::read_only_clone;
+use crate::sys::xattr::{self, Target};
 
 /// How a [`DirLayer`] is opened.
 #[derive(Clone, Copy, Debug)]
@@ -16,18 +27,82 @@ pub struct LayerOptions {
     /// Regular files may be metacopies (see [`super::Marks::metacopy`]). False spares looking, for layers that
     /// were unpacked from an archive and so hold none.
     pub metacopy: bool,
+    /// Entries named `.wh.` may be whiteouts. False spares looking, for layers that are known to have whiteouts
+    /// in the kernel's form alone.
+    pub dot_whiteouts: bool,
 }
 
 impl Default for LayerOptions {
     fn default() -> Self {
-        LayerOptions { metacopy: true }
+        LayerOptions {
+            metacopy: true,
+            dot_whiteouts: true,
+        }
     }
 }
 
 /// A read-only layer that is a plain directory tree.
 #[derive(Debug)]
 pub struct DirLayer {
-    _private: (),
+    /// Immutable.
+    path: PathBuf,
+    /// Immutable.
+    tree: Arc<Tree>,
+    /// Immutable.
+    root: Arc<PathNode>,
+    /// Immutable: the root directory, `O_PATH`.
+    root_fd: Arc<OwnedFd>,
+    /// Immutable: device of the root directory.
+    dev: u64,
+    /// Immutable: reached through a read-only mount clone.
+    protected: bool,
+    /// Set once, when handles are first asked for.
+    handles: OnceLock<Handles>,
+}
+
+/// What it takes to store and read file handles.
+#[derive(Debug)]
+pub(super) struct Handles {
+    /// The root directory, open for reading: the kernel takes no `O_PATH` descriptor here.
+    mount: OwnedFd,
+    uuid: [u8; 16],
+}
+
+impl Handles {
+    pub(super) fn open(root: &OwnedFd) -> io::Result<Handles> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mount = rustix::fs::openat(root, ".", flags, Mode::empty())?;
+        let uuid = filesystem_uuid(&mount)?;
+        Ok(Handles { mount, uuid })
+    }
+
+    pub(super) fn encode(&self, tree: &Tree, node: &PathNode) -> io::Result<Option<OverlayHandle>> {
+        Ok(tree
+            .file_handle(node)?
+            .and_then(|handle| encode_handle(&self.uuid, &handle)))
+    }
+
+    pub(super) fn stat(&self, handle: &OverlayHandle) -> io::Result<Option<Stat>> {
+        let Some((kind, data)) = decode_handle(&self.uuid, handle) else {
+            return Ok(None);
+        };
+        match open_by_handle(self.mount.as_fd(), kind, data) {
+            Ok(fd) => Ok(Some(to_stat(&rustix::fs::fstat(fd)?))),
+            Err(e) => match e.raw_os_error() {
+                // No privilege; no such inode any more; no handle of this filesystem after all.
+                Some(
+                    libc::EPERM
+                    | libc::EACCES
+                    | libc::ESTALE
+                    | libc::ENOENT
+                    | libc::EINVAL
+                    | libc::EOPNOTSUPP
+                    | libc::ENOSYS,
+                ) => Ok(None),
+                _ => Err(e),
+            },
+        }
+    }
 }
 
 impl DirLayer {
@@ -37,61 +112,134 @@ impl DirLayer {
         options: LayerOptions,
         cache: Arc<FdCache>,
     ) -> Result<DirLayer, LayerError> {
-        let _ = (options, cache);
-        Err(LayerError::Missing(path.to_owned()))
+        let failed = |e: io::Error| LayerError::Io(path.to_owned(), e);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let found = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(|e| match e {
+            Errno::NOENT => LayerError::Missing(path.to_owned()),
+            Errno::NOTDIR => LayerError::NotADirectory(path.to_owned()),
+            Errno::ACCESS => LayerError::Unreadable(path.to_owned()),
+            e => failed(e.into()),
+        })?;
+        let (root_fd, protected, noatime) = match read_only_clone(found.as_fd()) {
+            Ok(clone) => (clone.root, true, clone.noatime),
+            Err(e) => {
+                log::debug!("no private mount of {}: {e}", path.display());
+                (found, false, false)
+            }
+        };
+        // Everything below goes wrong without read and search permission: say so now.
+        let readable = rustix::fs::accessat(
+            &root_fd,
+            ".",
+            rustix::fs::Access::READ_OK | rustix::fs::Access::EXEC_OK,
+            rustix::fs::AtFlags::EACCESS,
+        );
+        match readable {
+            Ok(()) => {}
+            Err(Errno::ACCESS) => return Err(LayerError::Unreadable(path.to_owned())),
+            Err(e) => return Err(failed(e.into())),
+        }
+        let stat = rustix::fs::fstat(&root_fd).map_err(|e| failed(e.into()))?;
+        let tree = Tree::new(
+            cache,
+            TreeOptions {
+                may_hold_mounts: !protected,
+                noatime_mount: noatime,
+                override_xattr: kept_override(&root_fd).map_err(failed)?,
+                names: MarkNames::All,
+                dot_whiteouts: options.dot_whiteouts,
+                metacopy: options.metacopy,
+            },
+        );
+        let root_fd = Arc::new(root_fd);
+        Ok(DirLayer {
+            path: path.to_owned(),
+            root: PathNode::root(tree.clone(), root_fd.clone(), stat.st_ino as u64),
+            tree,
+            root_fd,
+            dev: stat.st_dev as u64,
+            protected,
+            handles: OnceLock::new(),
+        })
     }
+
     /// Whether the layer is reached through a read-only mount clone: only then may its files be passthrough backings.
     pub fn is_protected(&self) -> bool {
-        false
+        self.protected
     }
+
+    fn handles(&self) -> io::Result<&Handles> {
+        if let Some(handles) = self.handles.get() {
+            return Ok(handles);
+        }
+        let handles = Handles::open(&self.root_fd)?;
+        Ok(self.handles.get_or_init(|| handles))
+    }
+}
+
+/// A layer whose root keeps its owner and mode in an xattr keeps all of them there.
+pub(super) fn kept_override(root: &OwnedFd) -> io::Result<Option<OverrideXattr>> {
+    for kept in OverrideXattr::ALL {
+        match xattr::get(Target::Fd(root.as_fd()), kept.name()) {
+            Ok(Some(_)) => return Ok(Some(kept)),
+            Ok(None) => {}
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(None)
 }
 
 impl Layer for DirLayer {
     fn root(&self) -> Node {
-        Node::Index(0)
+        Node::Path(self.root.clone())
     }
-    fn lookup(&self, _: &Node, _: &OsStr, _: bool) -> io::Result<LayerLookup> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn lookup(&self, dir: &Node, name: &OsStr, xwhiteouts: bool) -> io::Result<LayerLookup> {
+        self.tree.lookup(path_node(dir)?, name, xwhiteouts)
     }
-    fn stat(&self, _: &Node) -> io::Result<Stat> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn stat(&self, node: &Node) -> io::Result<Stat> {
+        self.tree.stat(path_node(node)?)
     }
-    fn marks(&self, _: &Node, _: &Stat) -> io::Result<Marks> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn marks(&self, node: &Node, stat: &Stat) -> io::Result<Marks> {
+        self.tree.lower_marks(path_node(node)?, stat)
     }
     fn read_dir(
         &self,
-        _: &Node,
-        _: bool,
-        _: &mut dyn FnMut(LayerEntry<'_>) -> ControlFlow<()>,
+        dir: &Node,
+        xwhiteouts: bool,
+        sink: &mut dyn FnMut(LayerEntry<'_>) -> ControlFlow<()>,
     ) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+        self.tree.read_dir(path_node(dir)?, xwhiteouts, sink)
     }
-    fn read_link(&self, _: &Node) -> io::Result<OsString> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn read_link(&self, node: &Node) -> io::Result<OsString> {
+        self.tree.read_link(path_node(node)?)
     }
-    fn list_xattr(&self, _: &Node) -> io::Result<Vec<OsString>> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn list_xattr(&self, node: &Node) -> io::Result<Vec<OsString>> {
+        self.tree.list_xattr(path_node(node)?)
     }
-    fn get_xattr(&self, _: &Node, _: &OsStr) -> io::Result<Option<Vec<u8>>> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn get_xattr(&self, node: &Node, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
+        self.tree.get_xattr(path_node(node)?, name)
     }
-    fn open(&self, _: &Node, _: Access) -> io::Result<RealFile> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn open(&self, node: &Node, access: Access) -> io::Result<RealFile> {
+        if access == Access::Write {
+            return Err(io::Error::from_raw_os_error(libc::EROFS));
+        }
+        let fd = self.tree.open_read(path_node(node)?)?;
+        Ok(RealFile::from_file(fd.into()))
     }
-    fn handle(&self, _: &Node) -> io::Result<Option<OverlayHandle>> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn handle(&self, node: &Node) -> io::Result<Option<OverlayHandle>> {
+        self.handles()?.encode(&self.tree, path_node(node)?)
     }
-    fn stat_by_handle(&self, _: &OverlayHandle) -> io::Result<Option<Stat>> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn stat_by_handle(&self, handle: &OverlayHandle) -> io::Result<Option<Stat>> {
+        self.handles()?.stat(handle)
     }
-    fn statfs(&self) -> io::Result<nix::sys::statvfs::Statvfs> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn statfs(&self) -> io::Result<Statvfs> {
+        Ok(fstatvfs(&*self.root_fd)?)
     }
     fn describe(&self) -> String {
-        String::new()
+        self.path.display().to_string()
     }
     fn dev(&self) -> u64 {
-        0
+        self.dev
     }
 }

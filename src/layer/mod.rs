@@ -9,6 +9,7 @@ pub mod error;
 pub mod fdcache;
 pub mod format;
 pub mod node;
+mod tree;
 pub mod upper;
 
 use std::ffi::{OsStr, OsString};

@@ -1,1 +1,15 @@
-//! The only unsafe code: system calls that no crate wraps.
+//! The only unsafe code: system calls that no crate wraps, and calls on descriptors that were opened with `O_PATH`.
+
+pub mod caps;
+pub mod handle;
+pub mod mount_clone;
+pub mod path_fd;
+pub mod xattr;
+
+use std::io;
+use std::os::fd::AsFd;
+
+/// Makes `target` share all data blocks of `source` (`FICLONE`).
+pub fn reflink(source: impl AsFd, target: impl AsFd) -> io::Result<()> {
+    Ok(rustix::fs::ioctl_ficlone(target, source)?)
+}

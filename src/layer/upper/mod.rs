@@ -75,6 +75,8 @@ pub enum TimeSet {
 pub enum Mark {
     /// The directory hides the layers below.
     Opaque,
+    /// The directory does not, but may hold whiteouts that are marked by an xattr.
+    XWhiteouts,
     /// Where the layers below have this directory or data; `None` takes the mark away.
     Redirect(Option<OsString>),
     /// The file holds no data of its own; false takes the mark away.
