@@ -208,6 +208,18 @@ impl Inode {
     }
 }
 
+impl Drop for Inode {
+    fn drop(&mut self) {
+        // A deep path hangs on its last inode: dropped by recursion it would overflow the stack.
+        let mut above: Vec<Dentry> = self.state.get_mut().dentries.drain(..).collect();
+        while let Some(dentry) = above.pop() {
+            if let Some(mut parent) = Arc::into_inner(dentry.parent) {
+                above.extend(parent.state.get_mut().dentries.drain(..));
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
