@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -215,7 +215,7 @@ impl Acetate {
         loop {
             let exited = child.try_wait().unwrap();
             if let Some(status) = exited
-                && !(status.success() && !self.foreground)
+                && (self.foreground || !status.success())
             {
                 return Err(fail(Some(status)));
             }
@@ -277,10 +277,7 @@ fn umount_within(dir: &Path, flags: MntFlags, limit: Duration) -> Option<nix::Re
     let (done, wait) = channel();
     let dir = dir.to_owned();
     thread::spawn(move || done.send(umount2(&dir, flags)));
-    match wait.recv_timeout(limit) {
-        Ok(result) => Some(result),
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-    }
+    wait.recv_timeout(limit).ok()
 }
 
 /// Unmounts what a test left mounted, whatever still uses it.

@@ -1,0 +1,1 @@
+//! What once failed, shrunk, each by the name of what was wrong.
