@@ -1,1 +1,19 @@
-//! The FUSE adaptor: convert a request, call one union operation, reply.
+//! The transport: FUSE requests become operations of the union, and their results become replies.
+//!
+//! - `adaptor`: one method per request: convert, call one operation, reply;
+//! - `convert`: attributes, times and errors between the two sides;
+//! - `init`: what is agreed on with the kernel when the mount is made;
+//! - `passthrough`: backing files of the requests at hand;
+//! - `counters`: how often each operation was asked, and how long it took;
+//! - `session`: the threads that serve a connection, and invalidations the other way.
+
+mod adaptor;
+mod convert;
+mod counters;
+mod init;
+mod passthrough;
+mod session;
+
+pub use counters::Counters;
+pub use init::Settings;
+pub use session::Session;

@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::layer::Timestamp;
+pub use crate::layer::Timestamp;
 
 /// A node id: what the kernel knows an inode by. 1 is the root.
 pub type NodeId = u64;

@@ -1,0 +1,92 @@
+//! The threads that serve a connection, and invalidations the other way.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use fuser::{Config, INodeNo, Notifier, SessionACL};
+use parking_lot::Mutex;
+
+use super::adaptor::Adaptor;
+use super::counters::Counters;
+use super::init::Settings;
+use crate::union::{NodeId, Notify, Union};
+
+/// A connection to the kernel on which the mount was made already.
+#[derive(Debug)]
+pub struct Session {
+    /// Owned.
+    inner: fuser::Session<Adaptor>,
+    /// Immutable but for the atomics within.
+    counters: Arc<Counters>,
+}
+
+impl Session {
+    /// Answers the kernel's first message on `device`, by which the mount was made. Nothing else is answered until
+    /// [`Session::run`].
+    pub fn new(
+        union: Arc<Union>,
+        device: OwnedFd,
+        acl: SessionACL,
+        settings: Settings,
+    ) -> io::Result<Session> {
+        let counters = Arc::new(Counters::new());
+        let adaptor = Adaptor::new(union.clone(), counters.clone(), settings);
+        let mut config = Config::default();
+        config.n_threads = Some(settings.threads.max(1));
+        let inner = fuser::Session::from_fd(adaptor, device, acl, config)?;
+        let (sender, receiver) = channel();
+        let notifier = inner.notifier();
+        thread::Builder::new()
+            .name("invalidate".into())
+            .spawn(move || invalidate_data(&receiver, &notifier))?;
+        union.set_notify(Arc::new(Invalidator {
+            notifier: inner.notifier(),
+            data: Mutex::new(sender),
+        }));
+        Ok(Session { inner, counters })
+    }
+
+    /// Counters of single operations.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.counters.clone()
+    }
+
+    /// Serves requests until the mount is gone; then the union has let go of its layers.
+    pub fn run(self) -> io::Result<()> {
+        self.inner.run()
+    }
+}
+
+/// Tells the kernel that what it caches is out of date.
+struct Invalidator {
+    notifier: Notifier,
+    /// Protects itself; held only to queue.
+    data: Mutex<Sender<NodeId>>,
+}
+
+impl Notify for Invalidator {
+    /// Directly: the kernel takes no lock for it that a request could hold.
+    fn inval_attr(&self, node: NodeId) {
+        if let Err(e) = self.notifier.inval_inode(INodeNo(node), -1, 0) {
+            log::debug!("attributes of node {node} were not invalidated: {e}");
+        }
+    }
+
+    /// By a thread of its own: the kernel waits for pages that may be waiting for the very request that asks.
+    fn inval_data(&self, node: NodeId) {
+        if self.data.lock().send(node).is_err() {
+            log::error!("data of node {node} was not invalidated: the thread for it has ended");
+        }
+    }
+}
+
+fn invalidate_data(nodes: &Receiver<NodeId>, notifier: &Notifier) {
+    for node in nodes {
+        if let Err(e) = notifier.inval_inode(INodeNo(node), 0, 0) {
+            log::debug!("data of node {node} was not invalidated: {e}");
+        }
+    }
+}
