@@ -9,6 +9,7 @@ pub mod image;
 pub mod limit;
 pub mod mount;
 pub mod overlay;
+pub mod program;
 pub mod scratch;
 pub mod skip;
 pub mod tree;
