@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::error::LayerError;
 use super::fdcache::FdCache;
-use super::format::{MarkNames, OverrideXattr, decode_handle, encode_handle};
+use super::format::{MarkNames, OverrideXattr, decode_handle, encode_handle, ino_in_handle};
 use super::node::PathNode;
 use super::tree::{Tree, TreeOptions, path_node, to_stat};
 use super::{Access, Layer, LayerEntry, LayerLookup, Marks, Node, OverlayHandle, RealFile, Stat};
@@ -80,6 +80,11 @@ impl Handles {
         Ok(tree
             .file_handle(node)?
             .and_then(|handle| encode_handle(&self.uuid, &handle)))
+    }
+
+    pub(super) fn ino(&self, handle: &OverlayHandle) -> Option<u64> {
+        let (kind, data) = decode_handle(&self.uuid, handle)?;
+        ino_in_handle(kind, data)
     }
 
     pub(super) fn stat(&self, handle: &OverlayHandle) -> io::Result<Option<Stat>> {
@@ -163,11 +168,6 @@ impl DirLayer {
         })
     }
 
-    /// Whether the layer is reached through a read-only mount clone: only then may its files be passthrough backings.
-    pub fn is_protected(&self) -> bool {
-        self.protected
-    }
-
     fn handles(&self) -> io::Result<&Handles> {
         if let Some(handles) = self.handles.get() {
             return Ok(handles);
@@ -232,6 +232,12 @@ impl Layer for DirLayer {
     }
     fn stat_by_handle(&self, handle: &OverlayHandle) -> io::Result<Option<Stat>> {
         self.handles()?.stat(handle)
+    }
+    fn ino_of_handle(&self, handle: &OverlayHandle) -> Option<u64> {
+        self.handles().ok()?.ino(handle)
+    }
+    fn is_protected(&self) -> bool {
+        self.protected
     }
     fn statfs(&self) -> io::Result<Statvfs> {
         Ok(fstatvfs(&*self.root_fd)?)

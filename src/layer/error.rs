@@ -63,6 +63,9 @@ pub enum UpperError {
     /// The workdir records a feature that is not known here.
     #[error("the workdir {} was used with the feature {:?}, which is not known here: mount it with the program that wrote it", .0.display(), .1)]
     Incompatible(PathBuf, String),
+    /// It was mounted volatile before the machine was started anew.
+    #[error("the workdir {} was mounted volatile and not unmounted before the machine went down, so what the upper holds may be incomplete: discard both, or remove {}/work/incompat/volatile to accept that", .0.display(), .0.display())]
+    Volatile(PathBuf),
     /// Another error of a system call.
     #[error("the {} {} cannot be used: {}", .0, .1.display(), .2)]
     Io(&'static str, PathBuf, #[source] io::Error),

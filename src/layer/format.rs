@@ -13,8 +13,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use super::upper::Namespace;
 
-pub(super) use handle::{decode_handle, encode_handle};
-pub(super) use marks::{MarkNames, mark_name, mark_value, read_marks};
+pub(super) use handle::{decode_handle, encode_handle, ino_in_handle};
+pub(super) use marks::{MarkNames, mark_name, mark_value, read_marks, whiteout_name};
 pub use override_stat::OverrideStat;
 pub(super) use override_stat::{OverrideValue, OverrideXattr};
 

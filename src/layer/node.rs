@@ -384,11 +384,6 @@ impl PathNode {
         drop(removed);
     }
 
-    /// Whether the node has any place left.
-    pub(super) fn has_place(&self) -> bool {
-        !matches!(self.state.lock().places, Places::Nowhere)
-    }
-
     pub(super) fn set_pinned(&self, fd: Option<Arc<OwnedFd>>) {
         let before = std::mem::replace(&mut self.state.lock().pinned, fd);
         drop(before);
@@ -401,7 +396,8 @@ impl PathNode {
 
 impl Place {
     fn is(&self, parent: &Arc<PathNode>, name: &OsStr) -> bool {
-        Arc::ptr_eq(&self.parent, parent) && *self.name == *name
+        // The same directory may have been found twice, and so have two nodes.
+        self.parent.ino == parent.ino && *self.name == *name
     }
 }
 

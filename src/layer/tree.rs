@@ -352,7 +352,7 @@ impl Tree {
     }
 
     /// What an entry is, asking for no more than its type cannot tell; `None` when it has gone meanwhile.
-    fn entry_kind(
+    pub(super) fn entry_kind(
         &self,
         dir: BorrowedFd<'_>,
         name: &OsStr,

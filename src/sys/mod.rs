@@ -3,6 +3,7 @@
 pub mod caps;
 pub mod handle;
 pub mod mount_clone;
+pub mod mountinfo;
 pub mod path_fd;
 pub mod xattr;
 

@@ -46,6 +46,26 @@ pub(in crate::layer) fn decode_handle<'a>(
     (readable && header[5..] == *uuid).then_some((i32::from(kind), id))
 }
 
+/// The inode number in a file id, for the types that are known.
+pub(in crate::layer) fn ino_in_handle(kind: i32, id: &[u8]) -> Option<u64> {
+    let word = |at: usize| -> Option<u64> {
+        let bytes = id.get(at * 4..at * 4 + 4)?.first_chunk::<4>()?;
+        Some(u64::from(u32::from_ne_bytes(*bytes)))
+    };
+    let long = || Some(u64::from_ne_bytes(*id.first_chunk::<8>()?));
+    match (kind, id.len()) {
+        // FILEID_INO32_GEN, with or without the parent: ext4 and most others.
+        (1, 8) | (2, _) => word(0),
+        // The same type with a third word: tmpfs, generation first.
+        (1, 12) => Some(word(1)? | word(2)? << 32),
+        // FILEID_INO64_GEN, with or without the parent: xfs.
+        (0x81 | 0x82, _) => long(),
+        // FILEID_BTRFS_WITHOUT_PARENT and its longer forms.
+        (0x4d..=0x4f, _) => long(),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

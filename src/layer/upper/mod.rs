@@ -1,19 +1,41 @@
 //! The writable upper layer: the only way anything in it changes.
 //!
 //! Every mutation that a crash could leave half-done is built in the workdir and published by one rename or link.
+//!
+//! The workdir is laid out as the kernel's overlayfs does, so that either can go on where the other stopped:
+//! `work/` is scratch space, emptied at every mount; `index/` holds a hard link to every upper inode whose lower one
+//! has several names. `acetate-marks/` is our own (see [`sidecar`]) and ignored by the kernel.
+
+mod attrs;
+mod index;
+mod open;
+mod publish;
+mod remove;
+mod sidecar;
+mod stage;
+#[cfg(test)]
+mod tests;
+mod whiteout;
+mod workdir;
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
-use std::path::Path;
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
-use super::error::UpperError;
-use super::fdcache::FdCache;
+use nix::sys::statvfs::{Statvfs, fstatvfs};
+
+use super::dir::Handles;
+use super::node::PathNode;
+use super::tree::{Tree, path_node};
 use super::{
     Access, Layer, LayerEntry, LayerLookup, Marks, Node, OverlayHandle, RealFile, Stat, Timestamp,
 };
+
+pub use open::is_inside;
+pub use stage::Staged;
 
 /// Which xattr namespace the overlay's private marks are written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,252 +111,131 @@ pub enum Mark {
     Impure,
 }
 
-/// A new inode in the workdir that no one sees yet. Dropped without [`Upper::publish`] it is removed again.
-#[derive(Debug)]
-pub struct Staged {
-    node: Node,
-}
-
-impl Staged {
-    /// The node.
-    pub fn node(&self) -> &Node {
-        &self.node
-    }
-    /// The open file, for [`Stage::File`].
-    pub fn file(&self) -> Option<&File> {
-        None
-    }
-    /// Attributes at present.
-    pub fn stat(&self) -> io::Result<Stat> {
-        nosys()
-    }
-    /// Sets owner and group.
-    pub fn chown(&self, _uid: Option<u32>, _gid: Option<u32>) -> io::Result<()> {
-        nosys()
-    }
-    /// Sets the permission bits.
-    pub fn chmod(&self, _mode: u32) -> io::Result<()> {
-        nosys()
-    }
-    /// Sets times; `None` leaves one as it is.
-    pub fn set_times(&self, _atime: Option<TimeSet>, _mtime: Option<TimeSet>) -> io::Result<()> {
-        nosys()
-    }
-    /// Sets an xattr by its name on disk.
-    pub fn set_xattr(&self, _disk_name: &OsStr, _value: &[u8], _flags: i32) -> io::Result<()> {
-        nosys()
-    }
-    /// Writes a private mark.
-    pub fn set_mark(&self, _mark: &Mark) -> io::Result<()> {
-        nosys()
-    }
-}
-
 /// The writable upper layer and its workdir.
 #[derive(Debug)]
 pub struct Upper {
-    _private: (),
-}
-
-fn nosys<T>() -> io::Result<T> {
-    Err(io::ErrorKind::Unsupported.into())
+    /// Immutable.
+    path: PathBuf,
+    /// Immutable.
+    options: UpperOptions,
+    /// Immutable.
+    tree: Arc<Tree>,
+    /// Immutable.
+    root: Arc<PathNode>,
+    /// Immutable: the upper directory, open for reading and locked against other mounts.
+    root_fd: Arc<OwnedFd>,
+    /// Immutable: device of the upper directory.
+    dev: u64,
+    /// The scratch directory and the form of whiteouts.
+    work: workdir::Workdir,
+    /// Upper inodes by the lower ones they were copied from.
+    index: index::Index,
+    /// Marks of what cannot carry xattrs.
+    sidecar: sidecar::Sidecar,
+    /// Set once, when handles are first asked for.
+    handles: OnceLock<Handles>,
 }
 
 impl Upper {
-    /// Checks both directories, takes them for this mount, and cleans the workdir.
-    pub fn open(
-        upper: &Path,
-        _work: &Path,
-        _options: UpperOptions,
-        _cache: Arc<FdCache>,
-    ) -> Result<Arc<Upper>, UpperError> {
-        Err(UpperError::Missing("upper directory", upper.to_owned()))
-    }
     /// How it was opened.
     pub fn options(&self) -> &UpperOptions {
-        unreachable!()
+        &self.options
     }
-    /// Makes a new inode in the workdir: a file of mode 0600, a directory of mode 0700, until set otherwise.
-    pub fn stage(self: &Arc<Self>, _kind: Stage<'_>) -> io::Result<Staged> {
-        nosys()
-    }
-    /// Gives a staged inode its name; returns the node at its place.
-    pub fn publish(
-        &self,
-        _staged: Staged,
-        _dir: &Node,
-        _name: &OsStr,
-        _replace: Replace,
-    ) -> io::Result<Node> {
-        nosys()
-    }
-    /// Gives a node another name.
-    pub fn link(
-        &self,
-        _node: &Node,
-        _dir: &Node,
-        _name: &OsStr,
-        _replace: Replace,
-    ) -> io::Result<()> {
-        nosys()
-    }
-    /// Takes a name away. `node` is `None` where the upper has nothing of that name and only a whiteout is made.
-    /// A directory must hold nothing but whiteouts.
-    pub fn remove(
-        &self,
-        _dir: &Node,
-        _name: &OsStr,
-        _node: Option<&Node>,
-        _is_dir: bool,
-        _whiteout: bool,
-    ) -> io::Result<()> {
-        nosys()
-    }
-    /// Moves a node. `whiteout`: leave one at the old name, in the same step. `replaced`: the upper node that
-    /// stands at the new name, if any.
-    #[allow(clippy::too_many_arguments)]
-    pub fn rename(
-        &self,
-        _from: (&Node, &OsStr),
-        _node: &Node,
-        _to: (&Node, &OsStr),
-        _replaced: Option<&Node>,
-        _replace: Replace,
-        _whiteout: bool,
-    ) -> io::Result<()> {
-        nosys()
-    }
-    /// Exchanges two nodes atomically; each is given as directory, name, node.
-    pub fn exchange(
-        &self,
-        _a: (&Node, &OsStr, &Node),
-        _b: (&Node, &OsStr, &Node),
-    ) -> io::Result<()> {
-        nosys()
-    }
+
     /// Holds the node open, so that it goes on working after its last name is removed.
-    pub fn pin(&self, _node: &Node) -> io::Result<()> {
-        nosys()
+    pub fn pin(&self, node: &Node) -> io::Result<()> {
+        let node = path_node(node)?;
+        if !node.is_pinned() {
+            let fd = node.path_fd()?;
+            node.set_pinned(Some(fd));
+        }
+        Ok(())
     }
+
     /// Lets go of what [`Upper::pin`] holds.
-    pub fn unpin(&self, _node: &Node) {}
+    pub fn unpin(&self, node: &Node) {
+        if let Ok(node) = path_node(node) {
+            node.set_pinned(None);
+        }
+    }
+
     /// Whether the node is held open.
-    pub fn is_pinned(&self, _node: &Node) -> bool {
-        false
+    pub fn is_pinned(&self, node: &Node) -> bool {
+        path_node(node).is_ok_and(|node| node.is_pinned())
     }
+
     /// The node was found under another name too.
-    pub fn add_location(&self, _node: &Node, _dir: &Node, _name: &OsStr) {}
-    /// Sets owner and group.
-    pub fn chown(&self, _node: &Node, _uid: Option<u32>, _gid: Option<u32>) -> io::Result<()> {
-        nosys()
+    pub fn add_location(&self, node: &Node, dir: &Node, name: &OsStr) {
+        if let (Ok(node), Ok(dir)) = (path_node(node), path_node(dir)) {
+            node.add_place(dir, name);
+        }
     }
-    /// Sets the permission bits.
-    pub fn chmod(&self, _node: &Node, _mode: u32) -> io::Result<()> {
-        nosys()
-    }
-    /// Sets times; `None` leaves one as it is.
-    pub fn set_times(
-        &self,
-        _node: &Node,
-        _atime: Option<TimeSet>,
-        _mtime: Option<TimeSet>,
-    ) -> io::Result<()> {
-        nosys()
-    }
-    /// Sets the size of a regular file.
-    pub fn truncate(&self, _node: &Node, _size: u64) -> io::Result<()> {
-        nosys()
-    }
-    /// Sets an xattr by its name on disk; `flags` as of `setxattr(2)`.
-    pub fn set_xattr(
-        &self,
-        _node: &Node,
-        _disk_name: &OsStr,
-        _value: &[u8],
-        _flags: i32,
-    ) -> io::Result<()> {
-        nosys()
-    }
-    /// Removes an xattr by its name on disk.
-    pub fn remove_xattr(&self, _node: &Node, _disk_name: &OsStr) -> io::Result<()> {
-        nosys()
-    }
-    /// Writes a private mark.
-    pub fn set_mark(&self, _node: &Node, _mark: &Mark) -> io::Result<()> {
-        nosys()
-    }
-    /// Makes a file or directory durable; does nothing when volatile.
-    pub fn fsync(&self, _node: &Node) -> io::Result<()> {
-        nosys()
-    }
-    /// Makes the whole filesystem durable; does nothing when volatile.
-    pub fn sync(&self) -> io::Result<()> {
-        nosys()
-    }
-    /// The upper inode that was copied up from the lower inode of this handle. Answered from memory when there is none.
-    pub fn index_lookup(&self, _handle: &OverlayHandle) -> io::Result<Option<(Node, Stat)>> {
-        nosys()
-    }
-    /// No lower inode has an index entry.
-    pub fn index_is_empty(&self) -> bool {
-        false
-    }
-    /// Records the upper inode of a lower inode with several links.
-    pub fn index_add(&self, _handle: &OverlayHandle, _node: &Node) -> io::Result<()> {
-        nosys()
-    }
-    /// Forgets it; no error when there is none.
-    pub fn index_remove(&self, _handle: &OverlayHandle) -> io::Result<()> {
-        nosys()
+
+    fn handles(&self) -> io::Result<&Handles> {
+        if let Some(handles) = self.handles.get() {
+            return Ok(handles);
+        }
+        let handles = Handles::open(&self.root_fd)?;
+        Ok(self.handles.get_or_init(|| handles))
     }
 }
 
 impl Layer for Upper {
     fn root(&self) -> Node {
-        Node::Index(0)
+        Node::Path(self.root.clone())
     }
-    fn lookup(&self, _: &Node, _: &OsStr, _: bool) -> io::Result<LayerLookup> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn lookup(&self, dir: &Node, name: &OsStr, xwhiteouts: bool) -> io::Result<LayerLookup> {
+        let xwhiteouts = xwhiteouts || self.work.writes_marked_whiteouts();
+        self.tree.lookup(path_node(dir)?, name, xwhiteouts)
     }
-    fn stat(&self, _: &Node) -> io::Result<Stat> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn stat(&self, node: &Node) -> io::Result<Stat> {
+        self.tree.stat(path_node(node)?)
     }
-    fn marks(&self, _: &Node, _: &Stat) -> io::Result<Marks> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn marks(&self, node: &Node, stat: &Stat) -> io::Result<Marks> {
+        let node = path_node(node)?;
+        if self.needs_sidecar(stat.mode) {
+            return self.sidecar.read(node);
+        }
+        self.tree.marks(node, stat.is_dir())
     }
     fn read_dir(
         &self,
-        _: &Node,
-        _: bool,
-        _: &mut dyn FnMut(LayerEntry<'_>) -> ControlFlow<()>,
+        dir: &Node,
+        xwhiteouts: bool,
+        sink: &mut dyn FnMut(LayerEntry<'_>) -> ControlFlow<()>,
     ) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+        let xwhiteouts = xwhiteouts || self.work.writes_marked_whiteouts();
+        self.tree.read_dir(path_node(dir)?, xwhiteouts, sink)
     }
-    fn read_link(&self, _: &Node) -> io::Result<OsString> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn read_link(&self, node: &Node) -> io::Result<OsString> {
+        self.tree.read_link(path_node(node)?)
     }
-    fn list_xattr(&self, _: &Node) -> io::Result<Vec<OsString>> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn list_xattr(&self, node: &Node) -> io::Result<Vec<OsString>> {
+        self.tree.list_xattr(path_node(node)?)
     }
-    fn get_xattr(&self, _: &Node, _: &OsStr) -> io::Result<Option<Vec<u8>>> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn get_xattr(&self, node: &Node, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
+        self.tree.get_xattr(path_node(node)?, name)
     }
-    fn open(&self, _: &Node, _: Access) -> io::Result<RealFile> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn open(&self, node: &Node, access: Access) -> io::Result<RealFile> {
+        let fd = self.open_file(path_node(node)?, access)?;
+        Ok(RealFile::from_file(fd.into()))
     }
-    fn handle(&self, _: &Node) -> io::Result<Option<OverlayHandle>> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn handle(&self, node: &Node) -> io::Result<Option<OverlayHandle>> {
+        self.handles()?.encode(&self.tree, path_node(node)?)
     }
-    fn stat_by_handle(&self, _: &OverlayHandle) -> io::Result<Option<Stat>> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn stat_by_handle(&self, handle: &OverlayHandle) -> io::Result<Option<Stat>> {
+        self.handles()?.stat(handle)
     }
-    fn statfs(&self) -> io::Result<nix::sys::statvfs::Statvfs> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn ino_of_handle(&self, handle: &OverlayHandle) -> Option<u64> {
+        self.handles().ok()?.ino(handle)
+    }
+    fn statfs(&self) -> io::Result<Statvfs> {
+        Ok(fstatvfs(&*self.root_fd)?)
     }
     fn describe(&self) -> String {
-        String::new()
+        self.path.display().to_string()
     }
     fn dev(&self) -> u64 {
-        0
+        self.dev
     }
 }

@@ -1,0 +1,172 @@
+//! The index: upper inodes by the lower ones they were copied from.
+//!
+//! An entry is a hard link in `index/` of the workdir, named by the lower's file handle in hexadecimal, as the kernel
+//! writes it. All names are in memory, so that a miss costs no system call.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::{Node, OverlayHandle, Stat, Upper};
+use crate::layer::node::PathNode;
+use crate::layer::tree::{Tree, path_node};
+
+const NAME: &str = "index";
+
+/// The index directory and the names in it.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    /// A leaf lock, but for the making of the directory.
+    state: RwLock<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The directory, once it exists.
+    dir: Option<Arc<PathNode>>,
+    handles: HashSet<OverlayHandle>,
+}
+
+fn entry_name(handle: &OverlayHandle) -> OsString {
+    let mut name = String::with_capacity(handle.0.len() * 2);
+    for byte in &handle.0 {
+        // Writing to a string cannot fail.
+        write!(name, "{byte:02x}").unwrap_or_default();
+    }
+    name.into()
+}
+
+fn parse_entry_name(name: &OsStr) -> Option<OverlayHandle> {
+    let digits = name.as_bytes();
+    if digits.len() % 2 != 0 {
+        return None;
+    }
+    digits
+        .chunks(2)
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+        .collect::<Option<Vec<u8>>>()
+        .map(OverlayHandle)
+}
+
+fn open_dir(tree: &Arc<Tree>, base: BorrowedFd<'_>) -> io::Result<Option<Arc<PathNode>>> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd: OwnedFd = match rustix::fs::openat(base, NAME, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    let ino = rustix::fs::fstat(&fd)?.st_ino as u64;
+    Ok(Some(PathNode::root(tree.clone(), Arc::new(fd), ino)))
+}
+
+impl Index {
+    /// Reads the names in the index of a workdir, if it has one.
+    pub(super) fn open(tree: &Arc<Tree>, base: BorrowedFd<'_>) -> io::Result<Index> {
+        let dir = open_dir(tree, base)?;
+        let mut handles = HashSet::new();
+        if let Some(dir) = &dir {
+            let fd = dir.dir_fd()?;
+            super::open::let_owner_in(fd.as_fd())?;
+            tree.for_each_entry(fd.as_fd(), |name, _, _| {
+                handles.extend(parse_entry_name(name));
+                Ok(ControlFlow::Continue(()))
+            })?;
+        }
+        Ok(Index {
+            state: RwLock::new(State { dir, handles }),
+        })
+    }
+}
+
+impl Upper {
+    /// The upper inode that was copied up from the lower inode of this handle. Answered from memory when there is none.
+    pub fn index_lookup(&self, handle: &OverlayHandle) -> io::Result<Option<(Node, Stat)>> {
+        let dir = {
+            let state = self.index.state.read();
+            match &state.dir {
+                Some(dir) if state.handles.contains(handle) => dir.clone(),
+                _ => return Ok(None),
+            }
+        };
+        let name = entry_name(handle);
+        let raw = match rustix::fs::statat(&*dir.dir_fd()?, &name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(raw) => raw,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        let file_type = raw.st_mode as u32 & libc::S_IFMT;
+        if file_type == libc::S_IFDIR || (file_type == libc::S_IFCHR && raw.st_rdev == 0) {
+            // What the kernel keeps of directories and of removed files, for NFS export.
+            return Ok(None);
+        }
+        let node = PathNode::child(&dir, &name, raw.st_ino as u64);
+        let stat = self.tree.stat(&node)?;
+        Ok(Some((Node::Path(node), stat)))
+    }
+
+    /// Whether the index holds nothing, so that no handle need be asked for.
+    pub fn index_is_empty(&self) -> bool {
+        self.index.state.read().handles.is_empty()
+    }
+
+    /// Records the upper inode of a lower inode with several links.
+    pub fn index_add(&self, handle: &OverlayHandle, node: &Node) -> io::Result<()> {
+        let fd = path_node(node)?.path_fd()?;
+        let dir = self.index_dir()?;
+        crate::sys::path_fd::link(fd, &*dir.dir_fd()?, &entry_name(handle))?;
+        self.index.state.write().handles.insert(handle.clone());
+        Ok(())
+    }
+
+    /// Forgets it; no error when there is none.
+    pub fn index_remove(&self, handle: &OverlayHandle) -> io::Result<()> {
+        let dir = {
+            let state = self.index.state.read();
+            match &state.dir {
+                Some(dir) if state.handles.contains(handle) => dir.clone(),
+                _ => return Ok(()),
+            }
+        };
+        match rustix::fs::unlinkat(&*dir.dir_fd()?, entry_name(handle), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(e.into()),
+        }
+        self.index.state.write().handles.remove(handle);
+        Ok(())
+    }
+
+    fn index_dir(&self) -> io::Result<Arc<PathNode>> {
+        if let Some(dir) = &self.index.state.read().dir {
+            return Ok(dir.clone());
+        }
+        match rustix::fs::mkdirat(&self.work.base, NAME, Mode::from_raw_mode(0o700)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let made = open_dir(&self.tree, self.work.base.as_fd())?.ok_or(Errno::NOENT)?;
+        Ok(self.index.state.write().dir.get_or_insert(made).clone())
+    }
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn names_are_hexadecimal() {
+        let handle = OverlayHandle(vec![0, 0xfb, 0x1d, 0x0a]);
+        assert_eq!(entry_name(&handle), OsStr::new("00fb1d0a"));
+        assert_eq!(parse_entry_name(OsStr::new("00fb1d0a")), Some(handle));
+        assert_eq!(parse_entry_name(OsStr::new("00f")), None);
+        assert_eq!(parse_entry_name(OsStr::new("zz")), None);
+    }
+}
