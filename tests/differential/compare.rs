@@ -95,3 +95,8 @@ pub fn outcome(
     }
     Some("differs".into())
 }
+
+/// What is wrong where the kernel's overlayfs was not asked: link counts may then be those of hidden names.
+pub fn alone(op: &Op, acetate: &Outcome, plain: &Outcome) -> Option<String> {
+    outcome(op, acetate, Some(acetate), plain)
+}

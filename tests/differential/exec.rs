@@ -264,12 +264,6 @@ impl Executor {
         stat.into()
     }
 
-    /// Closes every handle.
-    pub fn close_all(&mut self) {
-        self.slots = Default::default();
-        self.map = None;
-    }
-
     fn op(&mut self, op: &Op) -> Result<Value> {
         match *op {
             Op::Open {

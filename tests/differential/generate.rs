@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::op::{Attrs, Case, Layer, Node, Op, Path, Setup, Step, Time, Value, Who};
+use super::op::{Attrs, Case, Features, Layer, Node, Op, Path, Setup, Step, Time, Value, Who};
 
 const PATHS: &[Path] = &[
     "a",
@@ -51,6 +51,15 @@ const NAMES: &[&str] = &[
     "odd.name",
 ];
 const SLOTS: u8 = super::exec::SLOTS as u8;
+
+/// Which cases are generated.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Variant {
+    /// Further options of acetate.
+    pub options: &'static str,
+    /// The `user.` form of the private xattrs.
+    pub user: bool,
+}
 
 fn path() -> impl Strategy<Value = Path> {
     // The earlier ones more often: they are the parents of the others.
@@ -332,7 +341,8 @@ fn node() -> impl Strategy<Value = Node> {
     ]
 }
 
-fn tree() -> impl Strategy<Value = Layer> {
+/// A layer made by hand.
+pub fn tree() -> impl Strategy<Value = Layer> {
     // The root's attributes are the upper's.
     let entry = (path(), node()).prop_filter("the root", |(path, _)| !path.is_empty());
     vec(entry, 1..14).prop_map(Layer::Tree)
@@ -350,24 +360,32 @@ fn layers() -> impl Strategy<Value = Vec<Layer>> {
 }
 
 /// A whole case.
-pub fn case(options: &'static [&'static str], steps: usize) -> impl Strategy<Value = Case> {
+pub fn case(variant: Variant) -> impl Strategy<Value = Case> {
+    let features = prop_oneof![4 => Just(Features::All), 1 => Just(Features::Default)];
     let setup = (
         select(&[0o755_u32, 0o777, 0o1777, 0o2777][..]),
-        prop::bool::weighted(0.8),
-        select(options),
+        features,
         prop::bool::weighted(0.3),
     );
-    (setup, layers(), vec(step(), 1..steps)).prop_map(|(setup, layers, steps)| {
-        let (root_mode, all, options, each) = setup;
-        // Redirects and metacopy files of a layer are read only with these features on.
-        let kernel_all = all || layers.iter().any(|l| matches!(l, Layer::Written(_)));
+    (setup, layers(), vec(step(), 1..40)).prop_map(move |(setup, mut layers, steps)| {
+        let (root_mode, mut features, each) = setup;
+        let is_tree = |l: &Layer| matches!(l, Layer::Tree(_));
+        if variant.user {
+            // The kernel writes redirects and metacopy files in the other form alone.
+            layers.retain(is_tree);
+            features = Features::User;
+        } else if !layers.iter().all(is_tree) {
+            // And reads them with these features alone.
+            features = Features::All;
+        }
+        let setup = Setup {
+            root_mode,
+            features,
+            options: variant.options,
+            each,
+        };
         Case {
-            setup: Setup {
-                root_mode,
-                kernel_all,
-                options,
-                each,
-            },
+            setup,
             layers,
             steps,
         }

@@ -73,7 +73,7 @@ fn write_file(path: &Path, size: u32, sparse: bool, seed: u8) -> io::Result<()> 
     Ok(())
 }
 
-fn make(root: &Path, path: &Path, node: &Node) -> io::Result<()> {
+fn make(root: &Path, path: &Path, node: &Node, user: bool) -> io::Result<()> {
     match *node {
         Node::File {
             size,
@@ -93,7 +93,12 @@ fn make(root: &Path, path: &Path, node: &Node) -> io::Result<()> {
             }
             set_attrs(path, attrs, true)?;
             if opaque {
-                lsetxattr(path, "trusted.overlay.opaque", b"y", XattrFlags::empty())?;
+                let name = if user {
+                    "user.overlay.opaque"
+                } else {
+                    "trusted.overlay.opaque"
+                };
+                lsetxattr(path, name, b"y", XattrFlags::empty())?;
             }
             Ok(())
         }
@@ -138,10 +143,9 @@ fn real_parents(root: &Path, path: &Path, create: bool) -> bool {
     true
 }
 
-/// Makes one layer. What cannot stand where it is asked for is left out: a later entry never replaces an
+/// Fills one layer; `user`: with private xattrs in the `user.` form. What cannot stand where it is asked for is left out: a later entry never replaces an
 /// earlier one.
-pub fn build(root: &Path, entries: &[(&'static str, Node)]) {
-    fs::create_dir(root).unwrap();
+pub fn build(root: &Path, entries: &[(&'static str, Node)], user: bool) {
     fs::set_permissions(root, fs::Permissions::from_mode(0o755)).unwrap();
     for (path, node) in entries {
         let full = sys::below(root, path);
@@ -153,7 +157,7 @@ pub fn build(root: &Path, entries: &[(&'static str, Node)]) {
         {
             continue;
         }
-        match make(root, &full, node) {
+        match make(root, &full, node, user) {
             Ok(()) => {}
             Err(e)
                 if matches!(
@@ -181,7 +185,6 @@ fn age(root: &Path, path: &Path) {
 /// Copies a tree with everything that programs see of it. False when it has names that are listed but not
 /// found: the kernel's overlayfs lists a whiteout in a directory that is not merged with another one.
 pub fn copy(from: &Path, to: &Path) -> bool {
-    fs::create_dir(to).unwrap();
     let mut copy = Copy {
         links: HashMap::new(),
         ghosts: false,

@@ -11,21 +11,79 @@ mod common;
 mod compare;
 mod exec;
 mod generate;
+mod ground;
 mod layers;
 mod op;
 mod outcome;
+mod parallel;
 mod regressions;
 mod run;
 mod sys;
+mod view;
 mod world;
 
 use common::skip;
+use generate::Variant;
 use world::Against;
 
 #[test]
 fn random_sequences() {
     require!(skip::privileged());
-    run::random("random_sequences", Against::Acetate, &[""], 200);
+    run::random(
+        "random_sequences",
+        Against::Acetate,
+        Variant::default(),
+        200,
+    );
+}
+
+#[test]
+fn random_sequences_in_the_user_form() {
+    require!(skip::privileged());
+    let variant = Variant {
+        user: true,
+        ..Variant::default()
+    };
+    run::random(
+        "random_sequences_in_the_user_form",
+        Against::Acetate,
+        variant,
+        100,
+    );
+}
+
+#[test]
+fn random_sequences_without_passthrough() {
+    require!(skip::privileged());
+    let variant = Variant {
+        options: "passthrough=off",
+        ..Variant::default()
+    };
+    run::random(
+        "random_sequences_without_passthrough",
+        Against::Acetate,
+        variant,
+        100,
+    );
+}
+
+#[test]
+fn processes_on_their_own_directories() {
+    require!(skip::privileged());
+    run::seeds("processes_on_their_own_directories", parallel::disjoint);
+}
+
+#[test]
+fn processes_on_the_same_directories() {
+    require!(skip::privileged());
+    run::seeds("processes_on_the_same_directories", parallel::shared);
+}
+
+/// What the two tests above run in processes of their own.
+#[test]
+#[ignore = "the body of a worker process"]
+fn worker_process() {
+    parallel::work();
 }
 
 /// The comparison itself: the kernel's overlayfs in acetate's place. Its differences from a plain directory
@@ -34,5 +92,10 @@ fn random_sequences() {
 #[ignore = "shows the kernel's own differences"]
 fn the_kernel_itself() {
     require!(skip::privileged());
-    run::random("the_kernel_itself", Against::Kernel, &[""], 200);
+    run::random(
+        "the_kernel_itself",
+        Against::Kernel,
+        Variant::default(),
+        200,
+    );
 }

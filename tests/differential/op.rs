@@ -347,13 +347,24 @@ pub enum Layer {
     Written(Vec<Step>),
 }
 
+/// What the kernel's overlayfs is asked for, and the form of the private xattrs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Features {
+    /// `redirect_dir`, `metacopy` and `index`.
+    All,
+    /// Its defaults: no redirects, no index.
+    Default,
+    /// `userxattr` on both sides, and no directory is renamed.
+    User,
+}
+
 /// How a case is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setup {
     /// Mode of the upper's root, which is that of the merged root.
     pub root_mode: u32,
-    /// Options of the kernel's overlayfs: all of `redirect_dir`, `metacopy`, `index`, or its defaults.
-    pub kernel_all: bool,
+    /// What the kernel's overlayfs is asked for.
+    pub features: Features,
     /// Further options of acetate.
     pub options: &'static str,
     /// Compare the whole trees after each operation, not only at the end.
@@ -371,7 +382,7 @@ pub struct Case {
 impl Case {
     /// The code of a regression test.
     pub fn as_code(&self) -> String {
-        let mut code = String::from("#[test]\nfn name_it() {\n    replay(Case {\n");
+        let mut code = String::from("#[test]\nfn name_it() {\n    replay(&Case {\n");
         let mut line = |indent: usize, text: String| {
             writeln!(code, "{:indent$}{text}", "").unwrap();
         };

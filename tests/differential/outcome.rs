@@ -1,6 +1,8 @@
 //! What an operation did, in a form that two filesystems can agree on.
 
 use std::fmt;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Data; printed by its runs.
@@ -64,7 +66,7 @@ impl Attr {
     }
 }
 
-pub fn stamp(sec: i64, nsec: i64) -> Stamp {
+fn stamp(sec: i64, nsec: i64) -> Stamp {
     // The clock of time stamps may lag by a tick.
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -78,27 +80,48 @@ pub fn stamp(sec: i64, nsec: i64) -> Stamp {
     }
 }
 
+impl Attr {
+    /// Takes what can be compared; numbers that mean nothing for a type are 0.
+    fn normal(self) -> Attr {
+        let kind = self.mode & libc::S_IFMT;
+        let device = matches!(kind, libc::S_IFCHR | libc::S_IFBLK);
+        Attr {
+            size: if kind == libc::S_IFDIR { 0 } else { self.size },
+            rdev: if device { self.rdev } else { 0 },
+            ..self
+        }
+    }
+}
+
 impl From<&libc::stat> for Attr {
     fn from(stat: &libc::stat) -> Attr {
-        let kind = stat.st_mode & libc::S_IFMT;
-        Attr {
+        let attr = Attr {
             mode: stat.st_mode,
             uid: stat.st_uid,
             gid: stat.st_gid,
-            size: if kind == libc::S_IFDIR {
-                0
-            } else {
-                stat.st_size
-            },
-            rdev: if matches!(kind, libc::S_IFCHR | libc::S_IFBLK) {
-                stat.st_rdev
-            } else {
-                0
-            },
+            size: stat.st_size,
+            rdev: stat.st_rdev,
             nlink: stat.st_nlink,
             mtime: stamp(stat.st_mtime, stat.st_mtime_nsec),
             atime: stamp(stat.st_atime, stat.st_atime_nsec),
-        }
+        };
+        attr.normal()
+    }
+}
+
+impl From<&Metadata> for Attr {
+    fn from(meta: &Metadata) -> Attr {
+        let attr = Attr {
+            mode: meta.mode(),
+            uid: meta.uid(),
+            gid: meta.gid(),
+            size: i64::try_from(meta.size()).unwrap(),
+            rdev: meta.rdev(),
+            nlink: meta.nlink(),
+            mtime: stamp(meta.mtime(), meta.mtime_nsec()),
+            atime: stamp(meta.atime(), meta.atime_nsec()),
+        };
+        attr.normal()
     }
 }
 

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestError, TestRunner};
 
-use super::common::Watchdog;
-use super::generate;
+use super::common::{Watchdog, skip};
+use super::generate::{self, Variant};
 use super::op::Case;
 use super::sys;
 use super::world::{Against, World};
+use crate::require;
 
 /// Runs one case on a thread with a working directory and an umask of its own.
 fn run(case: &Case, against: Against) -> Result<(), String> {
@@ -37,8 +38,9 @@ fn run(case: &Case, against: Against) -> Result<(), String> {
 }
 
 /// Runs a case of the regression tests.
-pub fn replay(case: &Case, against: Against) {
-    if let Err(text) = run(case, against) {
+pub fn replay(case: &Case) {
+    require!(skip::privileged());
+    if let Err(text) = run(case, Against::Acetate) {
         panic!("{text}");
     }
 }
@@ -51,7 +53,7 @@ fn sequences(default: u32) -> u32 {
 }
 
 /// Runs random cases; a failure is shrunk and printed as the code of a regression test.
-pub fn random(name: &str, against: Against, options: &'static [&'static str], default: u32) {
+pub fn random(name: &str, against: Against, variant: Variant, default: u32) {
     let config = Config {
         cases: sequences(default),
         max_shrink_iters: 1500,
@@ -63,7 +65,7 @@ pub fn random(name: &str, against: Against, options: &'static [&'static str], de
     println!("{name}: {cases} sequences, seed by proptest");
     let begin = Instant::now();
     let count = Cell::new(0_u32);
-    let result = runner.run(&generate::case(options, 40), |case| {
+    let result = runner.run(&generate::case(variant), |case| {
         count.set(count.get() + 1);
         run(&case, against).map_err(TestCaseError::fail)
     });
@@ -80,4 +82,16 @@ pub fn random(name: &str, against: Against, options: &'static [&'static str], de
         }
         Err(TestError::Abort(reason)) => panic!("{name}: {reason}"),
     }
+}
+
+/// Runs a test with several seeds: one for every hundred sequences that are asked for.
+pub fn seeds(name: &str, test: impl Fn(u64)) {
+    let begin = Instant::now();
+    let count = (sequences(300) / 100).max(1);
+    let first = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    for seed in (first..).take(count as usize) {
+        println!("{name}: seed {seed}");
+        test(seed);
+    }
+    println!("{name}: {count} seeds in {:?}", begin.elapsed());
 }
