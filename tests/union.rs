@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -399,10 +399,12 @@ fn an_unlinked_open_file_goes_on() {
     assert_eq!(rig.read_handle(&opened), "te");
     assert_eq!(rig.list(""), [] as [&str; 0]);
     rig.u().release(opened.handle);
-    let left = fs::read_dir(rig.dir.path().join("work/work"))
+    let left: Vec<_> = fs::read_dir(rig.dir.path().join("work/work"))
         .unwrap()
-        .count();
-    assert_eq!(left, 0, "the workdir keeps a nameless file");
+        .map(|e| e.unwrap())
+        .filter(|e| e.file_type().unwrap().is_file())
+        .collect();
+    assert!(left.is_empty(), "the workdir keeps a nameless file: {left:?}");
 }
 
 #[test]
@@ -485,8 +487,8 @@ fn metacopy_leaves_the_data_below_until_it_is_written() {
     rig.chmod("d/f", 0o640);
     assert_eq!(rig.get("d/f").attr.size, 4);
     assert_eq!(
-        fs::metadata(rig.upper().join("d/f")).unwrap().blocks(),
-        0,
+        fs::read(rig.upper().join("d/f")).unwrap(),
+        [0; 4],
         "data was copied"
     );
     rig.mount();
