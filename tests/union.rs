@@ -327,6 +327,19 @@ fn removing_one_name_of_a_lower_link_is_counted() {
 }
 
 #[test]
+fn a_link_goes_on_when_its_only_upper_name_is_removed() {
+    let rig = Rig::new(1, Params::default(), |l| {
+        put(&l[0].join("d/a"), "one");
+        fs::hard_link(l[0].join("d/a"), l[0].join("b")).unwrap();
+    });
+    rig.write("d/a", "two");
+    rig.get("b");
+    rig.u().unlink(rig.node("d"), OsStr::new("a")).unwrap();
+    assert_eq!(rig.get("b").attr.nlink, 1);
+    assert_eq!(rig.read("b"), "two");
+}
+
+#[test]
 fn merged_directories_move_by_redirect() {
     let mut rig = Rig::new(2, Params::default(), |l| {
         put(&l[0].join("x/d/top"), "1");

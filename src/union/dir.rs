@@ -462,11 +462,12 @@ impl Union {
         self.copy_up(inode, Copy::Meta, reason)
     }
 
-    /// Holds an inode that is about to lose its last known name, as the kernel may go on using it.
+    /// Holds an inode that is about to lose the last name by which the upper knows it: the kernel may go on using it, and
+    /// of an indexed one the other names may be the lower's alone.
     pub(crate) fn pin_last(&self, upper: &Upper, inode: &Inode) -> Result<()> {
         let part = {
             let state = inode.state.read();
-            if state.dentries.len() > 1 {
+            if state.dentries.len() > 1 && state.indexed.is_none() {
                 return Ok(());
             }
             state.upper.clone()
