@@ -1,1 +1,39 @@
 //! Images as input and the store they are unpacked into.
+//!
+//! [`Store::prepare`] takes what a user calls an image (an archive of `docker save`, an OCI layout as a folder or a tar,
+//! or a name that the store knows) and gives the trees of its layers, unpacking those that the store lacks.
+//!
+//! Every byte of an image is taken to be hostile. Digests are checked before anything is published, sizes have
+//! [`Limits`], and layers are written through descriptors that cannot leave their folder; the head of
+//! `unpack/extract.rs` tells how every oddity of a tar is treated.
+//!
+//! ```text
+//! source -> files -> archive | layout -> resolve -> store -> unpack -> tarball, compress, hash
+//! ```
+
+mod archive;
+mod compress;
+mod durable;
+mod error;
+mod files;
+mod hash;
+mod layout;
+mod limits;
+mod lock;
+mod platform;
+mod prepare;
+mod reference;
+mod remove;
+mod resolve;
+mod source;
+mod store;
+mod tarball;
+mod unpack;
+
+pub use error::ImageError;
+pub use limits::Limits;
+pub use prepare::PreparedImage;
+pub use reference::Reference;
+pub use store::{LayerGuard, Store};
+pub use tarball::TarError;
+pub use unpack::{LayerInfo, Ownership};

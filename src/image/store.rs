@@ -1,0 +1,340 @@
+//! The store: what lies where, and how it stays right.
+//!
+//! ```text
+//! ROOT/
+//!   oci-layout, index.json, blobs/sha256/HEX   an OCI image layout, which other tools read as it is
+//!   layers/sha256/HEX/diff                     the tree of the layer with this diff id
+//!   layers/sha256/HEX/layer.json               what it is (`LayerInfo`)
+//!   locks/NAME                                 lock files: one for each layer, one for the index
+//!   tmp/PID-N                                  work in progress; locked by its owner, swept when that is dead
+//! ```
+//!
+//! A layer is written below `tmp`, made durable, and renamed into `layers`: it is there whole or not at all. Who uses a
+//! layer holds its lock shared; who makes or removes it, exclusively. A process that holds a lock exclusively waits for
+//! no other lock, so no two processes wait for each other. Locks die with their holder.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use oci_spec::image::Digest;
+use rustix::fs::{CWD, Mode};
+use rustix::io::Errno;
+
+use super::durable;
+use super::error::ImageError;
+use super::files::Section;
+use super::limits::Limits;
+use super::lock::{self, Hold, Lock, TempDir};
+use super::unpack::{self, LayerInfo, LayerSource, Ownership};
+
+/// The version of the layout above that this program reads and writes.
+const VERSION: &str = "acetate store 1\n";
+
+/// A store of images and unpacked layers. Cheap to open; any number of processes may use one at once.
+#[derive(Debug)]
+pub struct Store {
+    /// Immutable.
+    root: PathBuf,
+    /// Immutable.
+    limits: Limits,
+    /// Immutable.
+    ownership: Ownership,
+}
+
+/// Keeps layers from being removed, by any process, until it is dropped or its process dies.
+#[derive(Debug, Default)]
+pub struct LayerGuard {
+    /// Immutable: shared locks.
+    _locks: Vec<Lock>,
+}
+
+/// A layer that an image needs.
+#[derive(Debug)]
+pub(crate) struct NeededLayer {
+    /// What is known of it.
+    pub(crate) source: LayerSource,
+    /// Its bytes; `None` where the source lacks them, which does not matter when the store has the layer already.
+    pub(crate) blob: Option<Section>,
+}
+
+impl Store {
+    /// Opens the store at `root`, creating it if it is not there, and removes what killed processes left.
+    pub fn open(root: &Path) -> Result<Store, ImageError> {
+        let store = Store {
+            root: root.to_owned(),
+            limits: Limits::from_env(),
+            ownership: Ownership::default(),
+        };
+        store.create()?;
+        lock::sweep(&store.tmp())?;
+        Ok(store)
+    }
+
+    /// The same store with other limits than the environment's.
+    pub fn with_limits(mut self, limits: Limits) -> Store {
+        self.limits = limits;
+        self
+    }
+
+    /// The same store with another treatment of owners in layers that it unpacks from now on.
+    pub fn with_ownership(mut self, ownership: Ownership) -> Store {
+        self.ownership = ownership;
+        self
+    }
+
+    /// Where the store lies.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(crate) fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    fn create(&self) -> Result<(), ImageError> {
+        // Layers hold suid programs of any age: only the owner may come near them.
+        if !self.root.is_dir() {
+            if let Some(parent) = self.root.parent() {
+                std::fs::create_dir_all(parent).map_err(ImageError::io("create", parent))?;
+            }
+            make_dir(&self.root, 0o700)?;
+        }
+        for dir in [
+            "tmp",
+            "locks",
+            "blobs",
+            "blobs/sha256",
+            "layers",
+            "layers/sha256",
+        ] {
+            make_dir(&self.root.join(dir), 0o755)?;
+        }
+        let version = self.root.join("version");
+        match std::fs::read(&version) {
+            Ok(found) if found == VERSION.as_bytes() => return Ok(()),
+            Ok(found) => {
+                return Err(ImageError::ForeignStore {
+                    path: self.root.clone(),
+                    why: format!(
+                        "its version is {:?}",
+                        String::from_utf8_lossy(&found).trim()
+                    ),
+                });
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(ImageError::io("read", &version)(e)),
+        }
+        let tmp = TempDir::new(&self.tmp())?;
+        let layout = self.root.join("oci-layout");
+        durable::write_file(&layout, br#"{"imageLayoutVersion":"1.0.0"}"#, tmp.path())?;
+        let _index_lock = self.lock_index()?;
+        let index = self.root.join("index.json");
+        if !index.exists() {
+            let empty = br#"{"schemaVersion":2,"manifests":[]}"#;
+            durable::write_file(&index, empty, tmp.path())?;
+        }
+        // Last: a store that has it is complete.
+        durable::write_file(&version, VERSION.as_bytes(), tmp.path())
+    }
+
+    /// The lock under which `index.json` is changed.
+    pub(crate) fn lock_index(&self) -> Result<Lock, ImageError> {
+        Lock::wait(
+            &self.root.join("locks/index"),
+            Hold::Exclusive,
+            self.limits.wait,
+        )
+    }
+
+    /// Where the layer with this diff id lies, or would lie.
+    fn layer_dir(&self, diff_id: &Digest) -> PathBuf {
+        self.root
+            .join("layers")
+            .join(diff_id.algorithm().as_ref())
+            .join(diff_id.digest())
+    }
+
+    /// The tree of a layer, or where it would be.
+    pub(crate) fn layer_tree(&self, diff_id: &Digest) -> PathBuf {
+        self.layer_dir(diff_id).join("diff")
+    }
+
+    fn layer_lock(&self, diff_id: &Digest) -> PathBuf {
+        let name = format!("{}-{}", diff_id.algorithm(), diff_id.digest());
+        self.root.join("locks").join(name)
+    }
+
+    /// What is recorded of a layer; `None` when the store has it not.
+    pub(crate) fn layer_info(&self, diff_id: &Digest) -> Result<Option<LayerInfo>, ImageError> {
+        let path = self.layer_dir(diff_id).join("layer.json");
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(ImageError::io("read", &path)(e)),
+        };
+        let info =
+            serde_json::from_slice(&bytes).map_err(ImageError::json(path.display().to_string()))?;
+        Ok(Some(info))
+    }
+
+    /// Unpacks the layers that the store lacks, several at once, and holds all of them.
+    pub(crate) fn ensure_layers(&self, layers: &[NeededLayer]) -> Result<LayerGuard, ImageError> {
+        let mut seen = HashSet::new();
+        let distinct: Vec<&NeededLayer> = layers
+            .iter()
+            .filter(|layer| seen.insert(layer.source.diff_id.to_string()))
+            .collect();
+        // Ready layers take a lock and a look each: not worth a thread.
+        let mut locks: Vec<Option<Lock>> = Vec::new();
+        for layer in &distinct {
+            locks.push(self.hold_ready(&layer.source.diff_id)?);
+        }
+        let missing: Vec<usize> = (0..distinct.len())
+            .filter(|&i| locks[i].is_none())
+            .collect();
+        let next = AtomicUsize::new(0);
+        let failed = AtomicBool::new(false);
+        let results = Mutex::new(Vec::new());
+        let workers = std::thread::available_parallelism()
+            .map_or(1, |n| n.get())
+            .min(missing.len());
+        std::thread::scope(|scope| {
+            for _ in 0..workers {
+                scope.spawn(|| {
+                    while !failed.load(Ordering::Relaxed) {
+                        let Some(&i) = missing.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                            break;
+                        };
+                        let result = self.ensure_layer(distinct[i]);
+                        failed.fetch_or(result.is_err(), Ordering::Relaxed);
+                        results
+                            .lock()
+                            .unwrap_or_else(std::sync::PoisonError::into_inner)
+                            .push((i, result));
+                    }
+                });
+            }
+        });
+        let mut results = results
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        results.sort_by_key(|&(i, _)| i);
+        for (i, result) in results {
+            locks[i] = Some(result?);
+        }
+        Ok(LayerGuard {
+            _locks: locks.into_iter().flatten().collect(),
+        })
+    }
+
+    /// Holds a layer that is there already.
+    fn hold_ready(&self, diff_id: &Digest) -> Result<Option<Lock>, ImageError> {
+        let Some(lock) = Lock::attempt(&self.layer_lock(diff_id), Hold::Shared)? else {
+            return Ok(None);
+        };
+        Ok(self.layer_info(diff_id)?.map(|_| lock))
+    }
+
+    /// Unpacks one layer, unless it is there or another process does.
+    fn ensure_layer(&self, layer: &NeededLayer) -> Result<Lock, ImageError> {
+        let diff_id = &layer.source.diff_id;
+        let path = self.layer_lock(diff_id);
+        let mut wait = Lock::pending(&path, self.limits.wait)?;
+        loop {
+            // Others may hold it shared for as long as they like, but then it is ready.
+            if wait.attempt(Hold::Shared)? && self.layer_info(diff_id)?.is_some() {
+                return Ok(wait.into_lock());
+            }
+            if wait.attempt(Hold::Exclusive)? {
+                if self.layer_info(diff_id)?.is_none() {
+                    self.make_layer(layer)?;
+                }
+            } else {
+                wait.sleep()?;
+            }
+        }
+    }
+
+    /// Unpacks one layer. The caller holds its lock exclusively.
+    fn make_layer(&self, layer: &NeededLayer) -> Result<(), ImageError> {
+        let source = &layer.source;
+        let Some(blob) = layer.blob.clone() else {
+            return Err(ImageError::MissingBlob {
+                name: source.name.clone(),
+                blob: source.diff_id.to_string(),
+                by: "manifest",
+            });
+        };
+        let tmp = TempDir::new(&self.tmp())?;
+        let new = tmp.path().join("layer");
+        let diff = new.join("diff");
+        make_dir(&new, 0o755)?;
+        make_dir(&diff, 0o755)?;
+        let info = unpack::unpack(blob, source, &diff, self.ownership, &self.limits)?;
+        warn_of_losses(source, &info);
+        let json = serde_json::to_vec(&info).map_err(ImageError::json("layer.json"))?;
+        let info_path = new.join("layer.json");
+        std::fs::write(&info_path, json).map_err(ImageError::io("write", &info_path))?;
+        durable::sync_filesystem(&new)?;
+        let place = self.layer_dir(&source.diff_id);
+        if let Some(parent) = place.parent() {
+            make_dir(parent, 0o755)?;
+        }
+        self.publish(&new, &place, &tmp)?;
+        durable::sync_parent(&place)
+    }
+
+    /// Renames a layer to its place. What lies there has no `layer.json`, so it is damaged: it makes room.
+    fn publish(&self, new: &Path, place: &Path, tmp: &TempDir) -> Result<(), ImageError> {
+        match rustix::fs::renameat(CWD, new, CWD, place) {
+            Ok(()) => Ok(()),
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                log::warn!("{} is incomplete and is replaced", place.display());
+                rustix::fs::renameat(CWD, place, CWD, tmp.path().join("damaged"))
+                    .and_then(|()| rustix::fs::renameat(CWD, new, CWD, place))
+                    .map_err(ImageError::io("replace", place))
+            }
+            Err(e) => Err(ImageError::io("create", place)(e)),
+        }
+    }
+
+    /// A layer without entries, for an image that has none.
+    pub(crate) fn empty_layer(&self) -> Result<PathBuf, ImageError> {
+        let path = self.root.join("layers/empty");
+        make_dir(&path, 0o755)?;
+        Ok(path)
+    }
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<(), ImageError> {
+    match rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(mode)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(e) => Err(ImageError::io("create", path)(e)),
+    }
+}
+
+fn warn_of_losses(source: &LayerSource, info: &LayerInfo) {
+    let mut losses = Vec::new();
+    if !info.devices.is_empty() {
+        losses.push(format!("{} devices", info.devices.len()));
+    }
+    if !info.xattrs.is_empty() {
+        losses.push(format!("{} extended attributes", info.xattrs.len()));
+    }
+    if info.squashed > 0 {
+        losses.push(format!("the owners of {} entries", info.squashed));
+    }
+    if !losses.is_empty() {
+        log::warn!(
+            "{}: without the privilege for it, left out: {}",
+            source.name,
+            losses.join(", ")
+        );
+    }
+}
