@@ -136,9 +136,7 @@ impl Rig {
 
     fn open(&self, path: &str, flags: i32) -> Opened {
         let node = self.node(path);
-        self.u()
-            .open(&ME, node, flags, &Kernel::default())
-            .unwrap()
+        self.u().open(&ME, node, flags, &Kernel::default()).unwrap()
     }
 
     fn read(&self, path: &str) -> String {
@@ -246,7 +244,12 @@ fn copy_up_keeps_number_owner_mode_and_times() {
     let dir = rig.get("a/b").attr;
     assert_eq!(
         (dir.ino, dir.mode, dir.mtime, dir.nlink),
-        (dir_before.ino, dir_before.mode, dir_before.mtime, dir_before.nlink)
+        (
+            dir_before.ino,
+            dir_before.mode,
+            dir_before.mtime,
+            dir_before.nlink
+        )
     );
     assert_eq!(fs::read(rig.lowers[0].join("a/b/f")).unwrap(), b"old");
     let explained = rig.u().explain(Path::new("/a/b/f")).unwrap();
@@ -295,9 +298,7 @@ fn hard_links_stay_one_file_with_exact_counts() {
     }
     rig.u().unlink(ROOT, OsStr::new("b")).unwrap();
     assert_eq!(rig.get("a").attr.nlink, 2);
-    rig.u()
-        .link(rig.node("c"), ROOT, OsStr::new("d"))
-        .unwrap();
+    rig.u().link(rig.node("c"), ROOT, OsStr::new("d")).unwrap();
     assert_eq!(rig.get("d").attr.nlink, 3);
     rig.mount();
     assert_eq!(rig.list(""), ["a", "c", "d"]);
@@ -417,7 +418,10 @@ fn an_unlinked_open_file_goes_on() {
         .map(|e| e.unwrap())
         .filter(|e| e.file_type().unwrap().is_file())
         .collect();
-    assert!(left.is_empty(), "the workdir keeps a nameless file: {left:?}");
+    assert!(
+        left.is_empty(),
+        "the workdir keeps a nameless file: {left:?}"
+    );
 }
 
 #[test]
@@ -452,7 +456,10 @@ fn a_passthrough_reader_retires_the_node_at_copy_up() {
     let again = rig.get("f");
     assert_ne!(again.node, entry.node);
     assert_eq!(again.attr.ino, entry.attr.ino);
-    assert!(again.attr_ttl.is_zero(), "the node id would pass for st_ino");
+    assert!(
+        again.attr_ttl.is_zero(),
+        "the node id would pass for st_ino"
+    );
     let writer = rig
         .u()
         .open(&ME, again.node, libc::O_RDWR, &kernel)
@@ -461,7 +468,10 @@ fn a_passthrough_reader_retires_the_node_at_copy_up() {
     assert_eq!(kernel.opened.load(Ordering::Relaxed), 2);
     let (attr, ttl) = rig.u().getattr(entry.node, None).unwrap();
     assert_eq!(attr.ino, entry.attr.ino);
-    assert!(ttl.is_zero(), "the retired node's attributes change elsewhere");
+    assert!(
+        ttl.is_zero(),
+        "the retired node's attributes change elsewhere"
+    );
     rig.u().release(reader.handle);
     rig.u().release(writer.handle);
 }

@@ -293,7 +293,7 @@ impl Union {
             if has_origin {
                 self.mark_impure(upper, &dentry.parent, &parent)?;
             }
-            let node = upper.publish(staged, &parent.node, &dentry.name, Replace::Nothing)?;
+            let published = upper.publish(staged, &parent.node, &dentry.name, Replace::Nothing)?;
             upper.set_times(
                 &parent.node,
                 Some(TimeSet::At(before.atime)),
@@ -302,7 +302,7 @@ impl Union {
             if let Some(listing) = dir.listing.lock().as_mut() {
                 listing.mark_upper(&dentry.name);
             }
-            return Ok(node);
+            return Ok(published.node);
         }
     }
 

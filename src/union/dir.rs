@@ -10,11 +10,11 @@ use super::attr::{decode_dev, union_nlink};
 use super::copy_up::Copy;
 use super::error::{Error, Result};
 use super::inode::{Inode, NlinkBase, State, UpperPart};
-use super::listing::Known;
+use super::listing::{Known, Listing};
 use super::namei::FoundInode;
 use super::types::{BackingOpener, Caller, Entry, NodeId, Opened};
 use crate::layer::upper::{Mark, Replace, Stage, Staged, TimeSet, Upper};
-use crate::layer::{Layer, LayerLookup, Node, RealFile};
+use crate::layer::{Layer, LayerLookup, RealFile};
 
 /// What is to be made.
 struct New<'a> {
@@ -26,8 +26,8 @@ struct New<'a> {
 
 /// What stands at a name, seen by someone who is about to change it.
 pub(crate) struct At {
-    /// The upper's entry.
-    pub upper: Option<Node>,
+    /// The upper has an entry.
+    pub upper: bool,
     /// The upper has a whiteout there.
     pub whiteout: bool,
     /// A layer below shows the name, were it not for the upper.
@@ -44,7 +44,7 @@ impl Union {
             .as_ref()
             .map(|l| l.get(name));
         let mut at = At {
-            upper: None,
+            upper: false,
             whiteout: false,
             lower: false,
         };
@@ -55,8 +55,10 @@ impl Union {
                 return Ok(at);
             }
             Some(Known::Item(item)) => {
+                // Nobody else changes the upper: the listing need not be checked.
                 at.lower = item.lower.is_some();
-                item.upper
+                at.upper = item.upper;
+                false
             }
             None => true,
         };
@@ -64,10 +66,10 @@ impl Union {
             match upper.lookup(&part.node, name, part.xwhiteouts)? {
                 LayerLookup::Missing => {}
                 LayerLookup::Whiteout => at.whiteout = true,
-                LayerLookup::Found(found) => at.upper = Some(found.node),
+                LayerLookup::Found(_) => at.upper = true,
             }
         }
-        if known.is_none() || (at.upper.is_some() && !at.lower) {
+        if known.is_none() || (at.upper && !at.lower) {
             // A listing forgets what an upper entry replaced.
             at.lower = self.stack.lowers_have(&parts, name)?;
         }
@@ -164,16 +166,12 @@ impl Union {
             // What a lower has or may get under this name does not belong to the new directory.
             staged.set_mark(&Mark::Opaque)?;
         }
-        let file = match staged.file() {
-            Some(file) => Some(RealFile::from_file(file.try_clone()?)),
-            None => None,
-        };
         let _ops = dir.ops.lock();
         if parent.state.read().dead {
             return Err(Error::Errno(libc::ENOENT));
         }
         let at = self.at_locked(&parent, name)?;
-        if at.upper.is_some() || (at.lower && !at.whiteout) {
+        if at.upper || (at.lower && !at.whiteout) {
             return Err(Error::Errno(libc::EEXIST));
         }
         let replace = if at.whiteout {
@@ -181,7 +179,8 @@ impl Union {
         } else {
             Replace::Nothing
         };
-        let node = upper.publish(staged, &part.node, name, replace)?;
+        let published = upper.publish(staged, &part.node, name, replace)?;
+        let node = published.node;
         let stat = upper.stat(&node)?;
         let ino = self
             .stack
@@ -215,6 +214,11 @@ impl Union {
         if let Some(listing) = dir.listing.lock().as_mut() {
             listing.insert_upper(name, stat.file_type(), inode.ino);
         }
+        if let Some(made) = &inode.dir {
+            // A new directory is known to be empty: nothing in it has to be asked for.
+            *made.listing.lock() = Some(Listing::new());
+        }
+        let file = published.file.map(RealFile::from_file);
         Ok((FoundInode { inode, stat }, file))
     }
 
@@ -294,7 +298,8 @@ impl Union {
         };
         let (found, file) = self.make(caller, parent, name, new)?;
         let node = found.inode.current_node();
-        let opened = self.open_inode(&found.inode, node, flags, file, opener)?;
+        let staged = file.map(|file| (file, found.stat));
+        let opened = self.open_inode(&found.inode, node, flags, staged, opener)?;
         Ok((self.entry(&found)?, opened))
     }
 
@@ -388,7 +393,7 @@ impl Union {
             return Err(Error::Errno(libc::ENOENT));
         }
         let at = self.at_locked(&parent, new_name)?;
-        if at.upper.is_some() || (at.lower && !at.whiteout) {
+        if at.upper || (at.lower && !at.whiteout) {
             return Err(Error::Errno(libc::EEXIST));
         }
         let into = parent.upper().ok_or(Error::Errno(libc::EIO))?;
@@ -414,10 +419,9 @@ impl Union {
         let parent = self.table.get(parent)?;
         let dir = Self::dir_part(&parent)?;
         self.writable()?;
-        let found = self
-            .find(&parent, name)?
+        let inode = self
+            .find_inode(&parent, name)?
             .ok_or(Error::Errno(libc::ENOENT))?;
-        let inode = found.inode;
         if inode.is_dir() {
             return Err(Error::Errno(libc::EISDIR));
         }
@@ -426,18 +430,17 @@ impl Union {
         let upper = self.upper()?;
         let _ops = dir.ops.lock();
         let mut at = self.at_locked(&parent, name)?;
-        if at.upper.is_none() && (at.whiteout || !at.lower) {
+        if !at.upper && (at.whiteout || !at.lower) {
             return Err(Error::Errno(libc::ENOENT));
         }
-        if at.upper.is_none() && Self::indexed(&inode).is_some() {
+        if !at.upper && Self::indexed(&inode).is_some() {
             self.link_up_locked(upper, &inode, &parent, name)?;
-            at.upper = inode.upper().map(|part| part.node);
+            at.upper = true;
         }
         self.fix_nlink(upper, &inode)?;
         self.pin_last(upper, &inode)?;
         let into = parent.upper().ok_or(Error::Errno(libc::EIO))?;
-        // The inode's own node, which knows all the names that it is found by.
-        let node = at.upper.map(|n| inode.upper().map_or(n, |part| part.node));
+        let node = inode.upper().filter(|_| at.upper).map(|part| part.node);
         upper.remove(&into.node, name, node.as_ref(), false, at.lower)?;
         inode.state.write().remove_name(&parent, name);
         if let Some(listing) = dir.listing.lock().as_mut() {
@@ -499,10 +502,9 @@ impl Union {
         let parent = self.table.get(parent)?;
         let dir = Self::dir_part(&parent)?;
         self.writable()?;
-        let found = self
-            .find(&parent, name)?
+        let inode = self
+            .find_inode(&parent, name)?
             .ok_or(Error::Errno(libc::ENOENT))?;
-        let inode = found.inode;
         let own = Self::dir_part(&inode)?;
         self.copy_up(&parent, Copy::Meta, "removal of an entry")?;
         let upper = self.upper()?;
@@ -510,7 +512,7 @@ impl Union {
         let _own_ops = own.ops.lock();
         self.check_empty_locked(&inode)?;
         let at = self.at_locked(&parent, name)?;
-        if at.upper.is_none() && (at.whiteout || !at.lower) {
+        if !at.upper && (at.whiteout || !at.lower) {
             return Err(Error::Errno(libc::ENOENT));
         }
         let into = parent.upper().ok_or(Error::Errno(libc::EIO))?;

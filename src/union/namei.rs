@@ -85,8 +85,33 @@ impl Union {
         }
     }
 
-    /// The inode of a name in a directory.
+    /// The inode of a name in a directory, with its attributes.
     pub(crate) fn find(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<Option<FoundInode>> {
+        let Some((inode, stat)) = self.find_by_name(parent, name)? else {
+            return Ok(None);
+        };
+        let stat = match stat {
+            Some(stat) => stat,
+            None => self.stat(&inode)?,
+        };
+        Ok(Some(FoundInode { inode, stat }))
+    }
+
+    /// The inode of a name in a directory.
+    pub(crate) fn find_inode(
+        &self,
+        parent: &Arc<Inode>,
+        name: &OsStr,
+    ) -> Result<Option<Arc<Inode>>> {
+        Ok(self.find_by_name(parent, name)?.map(|(inode, _)| inode))
+    }
+
+    /// The inode of a name, and its attributes where finding it has told them.
+    fn find_by_name(
+        &self,
+        parent: &Arc<Inode>,
+        name: &OsStr,
+    ) -> Result<Option<(Arc<Inode>, Option<Stat>)>> {
         let dir = Self::dir_part(parent)?;
         Self::check_name(name)?;
         if parent.state.read().dead {
@@ -103,8 +128,7 @@ impl Union {
                     && inode.state.read().has_name(parent, name)
                 {
                     stats::add(&self.stats.lookup_hits, 1);
-                    let stat = self.stat(&inode)?;
-                    return Ok(Some(FoundInode { inode, stat }));
+                    return Ok(Some((inode, None)));
                 }
                 // A copy-up may publish the name in the upper at any time, so what the listing said of a
                 // lower entry is a hint only where the upper has nothing to say.
@@ -122,7 +146,7 @@ impl Union {
         };
         let found = self.instantiate(parent, name, resolved)?;
         if let Some(listing) = dir.listing.lock().as_mut() {
-            listing.set_ino(name, found.inode.ino);
+            listing.set_ino(name, found.0.ino);
         }
         Ok(Some(found))
     }
@@ -213,7 +237,7 @@ impl Union {
         parent: &Arc<Inode>,
         name: &OsStr,
         mut resolved: Resolved,
-    ) -> Result<FoundInode> {
+    ) -> Result<(Arc<Inode>, Option<Stat>)> {
         let named_in_upper = resolved.upper.is_some();
         let identity = self.identify(&mut resolved)?;
         let Some(stat) = resolved.stat().copied() else {
@@ -233,7 +257,7 @@ impl Union {
                 )
             });
             if new {
-                return Ok(FoundInode { inode, stat });
+                return Ok((inode, Some(stat)));
             }
             if !self.same_file(&inode, &stat, upper_ino) {
                 // Two files claim one number: a stray origin, or hard links that were broken before. This one
@@ -256,8 +280,7 @@ impl Union {
                 upper.add_location(&part.node, &dir.node, name);
             }
             // What was found may be older than a copy-up of this moment.
-            let stat = self.stat(&inode)?;
-            return Ok(FoundInode { inode, stat });
+            return Ok((inode, None));
         }
     }
 

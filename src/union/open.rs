@@ -16,7 +16,7 @@ use super::inode::{Inode, State};
 use super::params::PassthroughLower;
 use super::types::{Backing, BackingOpener, Caller, NodeId, OpenMode, Opened};
 use super::{Union, stats};
-use crate::layer::{Access, Layer, RealFile};
+use crate::layer::{Access, Layer, RealFile, Stat};
 
 /// How one node id is open.
 #[derive(Debug)]
@@ -133,13 +133,14 @@ impl Union {
         self.open_inode(&inode, node, flags, None, opener)
     }
 
-    /// Opens an inode that has what the flags need in the upper. `staged`: the real file, open already.
+    /// Opens an inode that has what the flags need in the upper. `staged`: the real file of a new
+    /// inode, open already, with its attributes.
     pub(crate) fn open_inode(
         &self,
         inode: &Arc<Inode>,
         node: NodeId,
         flags: i32,
-        staged: Option<RealFile>,
+        staged: Option<(RealFile, Stat)>,
         opener: &dyn BackingOpener,
     ) -> Result<Opened> {
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
@@ -170,15 +171,16 @@ impl Union {
                 mapper,
             ));
         }
-        let pass =
-            self.params.passthrough && cached == 0 && self.may_pass(inode, upper, &shared)?;
+        let pass = self.params.passthrough
+            && cached == 0
+            && self.may_pass(inode, upper, &shared, staged.as_ref().map(|(_, stat)| stat))?;
         let access = if upper && (write || pass) && !self.params.read_only {
             Access::Write
         } else {
             Access::Read
         };
         let shared = match (staged, shared) {
-            (Some(real), _) => SharedFile {
+            (Some((real, _)), _) => SharedFile {
                 real: Arc::new(real),
                 upper: true,
                 access: Access::Write,
@@ -256,6 +258,7 @@ impl Union {
         inode: &Arc<Inode>,
         upper: bool,
         shared: &Option<SharedFile>,
+        stat: Option<&Stat>,
     ) -> Result<bool> {
         if upper {
             // The kernel writes to the backing file as a process without CAP_FSETID, which would take suid and sgid
@@ -266,7 +269,10 @@ impl Union {
             let Some(upper) = &self.stack.upper else {
                 return Ok(false);
             };
-            let stat = upper.stat(&part.node)?;
+            let stat = match stat {
+                Some(stat) => *stat,
+                None => upper.stat(&part.node)?,
+            };
             return Ok(stat.mode & (libc::S_ISUID | libc::S_ISGID) == 0);
         }
         let lower = {

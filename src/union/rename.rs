@@ -42,10 +42,9 @@ impl Union {
             name: new_name,
         };
         let inode = self
-            .find(&parent, name)?
-            .ok_or(Error::Errno(libc::ENOENT))?
-            .inode;
-        let target = self.find(&new_parent, new_name)?.map(|f| f.inode);
+            .find_inode(&parent, name)?
+            .ok_or(Error::Errno(libc::ENOENT))?;
+        let target = self.find_inode(&new_parent, new_name)?;
         match (mode, &target) {
             (RenameMode::NoReplace, Some(_)) => return Err(Error::Errno(libc::EEXIST)),
             (RenameMode::Exchange, None) => return Err(Error::Errno(libc::ENOENT)),
@@ -167,17 +166,17 @@ impl Union {
             self.pin_last(upper, target)?;
             replaced = target.upper().map(|part| part.node);
         }
-        let replace = match (&new.upper, new.whiteout) {
-            (Some(_), _) if target.is_some_and(|t| t.is_dir()) => Replace::EmptyDir,
-            (Some(_), _) => Replace::File,
-            (None, true) => Replace::Whiteout,
-            (None, false) => Replace::Nothing,
+        let replace = match (new.upper, new.whiteout) {
+            (true, _) if target.is_some_and(|t| t.is_dir()) => Replace::EmptyDir,
+            (true, _) => Replace::File,
+            (false, true) => Replace::Whiteout,
+            (false, false) => Replace::Nothing,
         };
         upper.rename(
             (&from_dir.node, from.name),
             &node,
             (&to_dir.node, to.name),
-            replaced.as_ref().filter(|_| new.upper.is_some()),
+            replaced.as_ref().filter(|_| new.upper),
             replace,
             old.lower,
         )?;
@@ -248,7 +247,7 @@ impl Union {
     }
 
     fn check_still(&self, at: &At) -> Result<()> {
-        if at.upper.is_none() && (at.whiteout || !at.lower) {
+        if !at.upper && (at.whiteout || !at.lower) {
             return Err(Error::Errno(libc::ENOENT));
         }
         Ok(())
@@ -262,9 +261,9 @@ impl Union {
         end: &End<'_>,
         at: &mut At,
     ) -> Result<()> {
-        if at.upper.is_none() && !inode.is_dir() && inode.state.read().indexed.is_some() {
+        if !at.upper && !inode.is_dir() && inode.state.read().indexed.is_some() {
             self.link_up_locked(upper, inode, end.parent, end.name)?;
-            at.upper = inode.upper().map(|part| part.node);
+            at.upper = true;
         }
         Ok(())
     }

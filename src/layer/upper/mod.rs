@@ -35,7 +35,7 @@ use super::{
 };
 
 pub use open::is_inside;
-pub use stage::Staged;
+pub use stage::{Published, Staged};
 
 /// Which xattr namespace the overlay's private marks are written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,19 +8,19 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::{Node, Replace, Staged, Upper};
+use super::{Node, Published, Replace, Staged, Upper};
 use crate::layer::node::PathNode;
 use crate::layer::tree::path_node;
 
 impl Upper {
-    /// Gives a staged inode its name; returns the node at its place.
+    /// Gives a staged inode its name.
     pub fn publish(
         &self,
         staged: Staged,
         dir: &Node,
         name: &OsStr,
         replace: Replace,
-    ) -> io::Result<Node> {
+    ) -> io::Result<Published> {
         let dir = path_node(dir)?;
         let node = path_node(staged.node())?.clone();
         node.add_place(dir, name);

@@ -22,9 +22,20 @@ pub struct Staged {
     /// Stands at `name` in the scratch directory.
     node: Node,
     name: OsString,
-    fd: StagedFd,
+    /// `None` once it has got its place.
+    fd: Option<StagedFd>,
+    /// Owner and group as made.
+    owner: (u32, u32),
     is_dir: bool,
-    published: bool,
+}
+
+/// An inode that has got its place.
+#[derive(Debug)]
+pub struct Published {
+    /// The node.
+    pub node: Node,
+    /// The file, still open for reading and writing, where it was staged as one.
+    pub file: Option<File>,
 }
 
 /// The descriptor of a new inode.
@@ -40,9 +51,9 @@ impl Upper {
     /// Makes a new inode in the workdir: a file of mode 0600, a directory of mode 0700, until set otherwise.
     pub fn stage(self: &Arc<Self>, kind: Stage<'_>) -> io::Result<Staged> {
         let temp = self.work.temp();
-        let (fd, ino) = self.make_staged(kind, &temp.name)?;
+        let (fd, made) = self.make_staged(kind, &temp.name)?;
         let is_dir = matches!(kind, Stage::Dir);
-        let node = PathNode::child(&self.work.scratch, &temp.name, ino);
+        let node = PathNode::child(&self.work.scratch, &temp.name, made.ino);
         if is_dir {
             node.set_dot_whiteouts(DotWhiteouts::None);
         }
@@ -52,14 +63,18 @@ impl Upper {
             upper: self.clone(),
             node: Node::Path(node),
             name,
-            fd,
+            fd: Some(fd),
+            owner: (made.uid, made.gid),
             is_dir,
-            published: false,
         })
     }
 
-    /// Makes an inode in the scratch directory; returns it with its inode number.
-    pub(super) fn make_staged(&self, kind: Stage<'_>, name: &OsStr) -> io::Result<(StagedFd, u64)> {
+    /// Makes an inode in the scratch directory; returns it with its real attributes.
+    pub(super) fn make_staged(
+        &self,
+        kind: Stage<'_>,
+        name: &OsStr,
+    ) -> io::Result<(StagedFd, Stat)> {
         // Where modes are kept in xattrs the real one only has to let the process, and other tools, in.
         let kept = self.tree.override_xattr();
         let mode = |mode| Mode::from_raw_mode(if kept.is_some() { 0o755 } else { mode });
@@ -73,8 +88,8 @@ impl Upper {
         match kind {
             Stage::File => {
                 let fd = create()?;
-                let ino = rustix::fs::fstat(&fd)?.st_ino as u64;
-                return Ok((StagedFd::File(fd.into()), ino));
+                let stat = to_stat(&rustix::fs::fstat(&fd)?);
+                return Ok((StagedFd::File(fd.into()), stat));
             }
             Stage::Special(file_type, rdev) if kept.is_some() => {
                 create()?;
@@ -92,11 +107,11 @@ impl Upper {
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-        let stat = rustix::fs::fstat(&fd)?;
+        let stat = to_stat(&rustix::fs::fstat(&fd)?);
         if let (Some(kept), Some(special)) = (kept, special) {
-            keep_special(fd.as_fd(), kept, &to_stat(&stat), special)?;
+            keep_special(fd.as_fd(), kept, &stat, special)?;
         }
-        Ok((StagedFd::Path(fd), stat.st_ino as u64))
+        Ok((StagedFd::Path(fd), stat))
     }
 }
 
@@ -131,34 +146,44 @@ impl Staged {
     /// The open file, for [`Stage::File`].
     pub fn file(&self) -> Option<&File> {
         match &self.fd {
-            StagedFd::File(file) => Some(file),
-            StagedFd::Path(_) => None,
+            Some(StagedFd::File(file)) => Some(file),
+            Some(StagedFd::Path(_)) | None => None,
+        }
+    }
+    fn fd(&self) -> io::Result<BorrowedFd<'_>> {
+        match &self.fd {
+            Some(fd) => Ok(fd.as_fd()),
+            None => Err(io::Error::from_raw_os_error(libc::EBADF)),
         }
     }
     /// Attributes at present.
     pub fn stat(&self) -> io::Result<Stat> {
-        self.upper.stat_fd(self.fd.as_fd())
+        self.upper.stat_fd(self.fd()?)
     }
     /// Sets owner and group.
     pub fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
-        self.upper.chown_fd(self.fd.as_fd(), uid, gid)
+        let same =
+            uid.is_none_or(|uid| uid == self.owner.0) && gid.is_none_or(|gid| gid == self.owner.1);
+        if same && self.upper.tree.override_xattr().is_none() {
+            return Ok(());
+        }
+        self.upper.chown_fd(self.fd()?, uid, gid)
     }
     /// Sets the permission bits.
     pub fn chmod(&self, mode: u32) -> io::Result<()> {
-        self.upper.chmod_fd(self.fd.as_fd(), mode)
+        self.upper.chmod_fd(self.fd()?, mode)
     }
     /// Sets times; `None` leaves one as it is.
     pub fn set_times(&self, atime: Option<TimeSet>, mtime: Option<TimeSet>) -> io::Result<()> {
-        self.upper.set_times_fd(self.fd.as_fd(), atime, mtime)
+        self.upper.set_times_fd(self.fd()?, atime, mtime)
     }
     /// Sets an xattr by its name on disk.
     pub fn set_xattr(&self, disk_name: &OsStr, value: &[u8], flags: i32) -> io::Result<()> {
-        self.upper
-            .set_xattr_fd(self.fd.as_fd(), disk_name, value, flags)
+        self.upper.set_xattr_fd(self.fd()?, disk_name, value, flags)
     }
     /// Writes a private mark.
     pub fn set_mark(&self, mark: &Mark) -> io::Result<()> {
-        self.upper.set_mark_fd(self.fd.as_fd(), mark)
+        self.upper.set_mark_fd(self.fd()?, mark)
     }
     pub(super) fn is_dir(&self) -> bool {
         self.is_dir
@@ -167,15 +192,21 @@ impl Staged {
         &self.name
     }
     /// It has got its place.
-    pub(super) fn published(mut self) -> Node {
-        self.published = true;
-        self.node.clone()
+    pub(super) fn published(mut self) -> Published {
+        let file = match self.fd.take() {
+            Some(StagedFd::File(file)) => Some(file),
+            Some(StagedFd::Path(_)) | None => None,
+        };
+        Published {
+            node: self.node.clone(),
+            file,
+        }
     }
 }
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        if self.published {
+        if self.fd.is_none() {
             return;
         }
         self.upper.work.discard(&self.name);
