@@ -62,11 +62,14 @@ impl std::fmt::Display for Failure {
 impl std::error::Error for Failure {}
 
 impl Acetate {
-    /// A mount at `dir`, which is created where it is missing. The daemon stays a child of the test
+    /// A mount at `dir`, which is created where it is missing, by the built binary or the one that
+    /// `ACETATE_BINARY` names. The daemon stays a child of the test
     /// (`--foreground`) unless [`Acetate::daemon`] is called.
     pub fn new(dir: impl Into<PathBuf>) -> Acetate {
         Acetate {
-            binary: PathBuf::from(env!("CARGO_BIN_EXE_acetate")),
+            binary: std::env::var_os("ACETATE_BINARY")
+                .unwrap_or_else(|| env!("CARGO_BIN_EXE_acetate").into())
+                .into(),
             dir: dir.into(),
             form: Form::Command,
             foreground: true,

@@ -6,8 +6,9 @@ use super::outcome::{Attr, Outcome, Value};
 
 /// The link count of a directory counts its subdirectories on ext4, and is 1 for a merged directory on the
 /// kernel's overlayfs: 1 is POSIX's "not counted". A removed directory that is open may keep its count there.
-fn dir_nlink(acetate: &Attr, kernel: Option<&Attr>) -> bool {
-    acetate.is_dir() && (acetate.nlink == 1 || kernel.is_some_and(|k| k.nlink == acetate.nlink))
+fn dir_nlink(acetate: &Attr, kernel: Option<&Attr>, plain: &Attr) -> bool {
+    let uncounted = acetate.nlink == 1 || plain.nlink == 1;
+    acetate.is_dir() && (uncounted || kernel.is_some_and(|k| k.nlink == acetate.nlink))
 }
 
 /// The names of a lower file that an upper layer hides or replaced before the mount still count as links on
@@ -18,8 +19,9 @@ fn file_nlink(acetate: &Attr, kernel: Option<&Attr>) -> bool {
 
 /// True when the attributes agree.
 pub fn attr(acetate: &Attr, kernel: Option<&Attr>, plain: &Attr) -> bool {
-    let nlink =
-        acetate.nlink == plain.nlink || dir_nlink(acetate, kernel) || file_nlink(acetate, kernel);
+    let nlink = acetate.nlink == plain.nlink
+        || dir_nlink(acetate, kernel, plain)
+        || file_nlink(acetate, kernel);
     nlink
         && Attr {
             nlink: plain.nlink,

@@ -192,7 +192,7 @@ pub fn disjoint(seed: u64) {
         finish(children.collect())?;
         let here = View::read(mount.path())?;
         let plain = View::read(&ground.plain())?;
-        let text = here.differences(Some(&here), &plain);
+        let text = here.differences(&here, &plain);
         if !text.is_empty() {
             return Err(text);
         }
@@ -227,7 +227,7 @@ pub fn shared(seed: u64) {
         by_the_kernel(&ground, Some(&here), &here)?;
         let mount = ground.acetate("acetate");
         let again = View::read(mount.path())?;
-        let text = again.differences(Some(&here), &here) + &here.moved(&again);
+        let text = again.differences(&here, &here) + &here.moved(&again);
         if !text.is_empty() {
             return Err(format!("after a remount:\n{text}"));
         }

@@ -92,7 +92,7 @@ impl View {
     }
 
     /// What differs between acetate and the plain directory, with the kernel's word where there is one.
-    pub fn differences(&self, kernel: Option<&View>, plain: &View) -> String {
+    pub fn differences(&self, kernel: &View, plain: &View) -> String {
         let mut text = String::new();
         for (path, here) in &self.0 {
             let shown = path.display();
@@ -100,7 +100,7 @@ impl View {
                 writeln!(text, "{shown}: only in acetate: {:?}", here.attr).unwrap();
                 continue;
             };
-            let kernel = kernel.and_then(|k| k.0.get(path));
+            let kernel = kernel.0.get(path);
             if !compare::attr(&here.attr, kernel.map(|k| &k.attr), &there.attr) {
                 let kernel = kernel.map(|k| &k.attr);
                 let (here, there) = (&here.attr, &there.attr);

@@ -123,8 +123,8 @@ impl World {
         ]);
     }
 
-    /// Whether the kernel's overlayfs has a word to say: without an index it breaks hard links, and without
-    /// redirects it refuses renames, so that its tree is soon another one.
+    /// Whether the kernel's overlayfs has a word to say about link counts: without an index it breaks hard
+    /// links, and without redirects it refuses renames, so that its tree is soon another one.
     fn has_word(&self) -> bool {
         self.against == Against::Kernel || self.setup.features != Features::Default
     }
@@ -157,7 +157,8 @@ impl World {
         let plain = plain.run(step);
         let kernel = kernel.run(step);
         let acetate = acetate.run(step);
-        if let Some(wrong) = compare::outcome(&step.op, &acetate, word.then_some(&kernel), &plain) {
+        let link_counts = if word { &kernel } else { &acetate };
+        if let Some(wrong) = compare::outcome(&step.op, &acetate, Some(link_counts), &plain) {
             return Err(format!(
                 "{step:?}: {wrong}\n  acetate: {acetate:?}\n  kernel:  {kernel:?}\n  plain:   {plain:?}"
             ));
@@ -174,7 +175,8 @@ impl World {
         let acetate = View::read(self.subject_root())?;
         let kernel = View::read_kernel(self.kernel_root())?;
         let plain = View::read(&self.ground.plain())?;
-        let text = acetate.differences(self.has_word().then_some(&kernel), &plain);
+        let link_counts = if self.has_word() { &kernel } else { &acetate };
+        let text = acetate.differences(link_counts, &plain);
         if text.is_empty() { Ok(()) } else { Err(text) }
     }
 
@@ -208,13 +210,12 @@ impl World {
         let plain = View::read(&self.ground.plain())?;
         self.unmount()?;
         self.ground.untouched()?;
-        let word = self.has_word().then_some(&kernel);
-        by_the_kernel(&self.ground, word, &plain)?;
+        by_the_kernel(&self.ground, self.has_word().then_some(&kernel), &plain)?;
         if self.against == Against::Acetate && self.setup.features != Features::Default {
             let mount = self.ground.acetate("kernel");
             let here = View::read(mount.path())
                 .map_err(|e| format!("the kernel's upper, by acetate: {e}"))?;
-            let text = here.differences(Some(&kernel), &kernel);
+            let text = here.differences(&kernel, &kernel);
             if !text.is_empty() {
                 return Err(format!("the kernel's upper, mounted by acetate:\n{text}"));
             }
@@ -229,7 +230,7 @@ pub fn by_the_kernel(ground: &Ground, kernel: Option<&View>, plain: &View) -> Re
     let overlay = ground.overlay_all("acetate");
     let here = View::read_kernel(overlay.path())
         .map_err(|e| format!("acetate's upper, by the kernel: {e}"))?;
-    let text = here.differences(kernel, plain);
+    let text = here.differences(kernel.unwrap_or(&here), plain);
     if text.is_empty() {
         return overlay.unmount().map_err(|e| e.to_string());
     }
