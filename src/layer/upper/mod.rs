@@ -122,8 +122,10 @@ pub struct Upper {
     tree: Arc<Tree>,
     /// Immutable.
     root: Arc<PathNode>,
-    /// Immutable: the upper directory, open for reading and locked against other mounts.
+    /// Immutable: the upper directory, open for reading.
     root_fd: Arc<OwnedFd>,
+    /// Immutable: the same, locked against other mounts.
+    _lock: OwnedFd,
     /// Immutable: device of the upper directory.
     dev: u64,
     /// The scratch directory and the form of whiteouts.

@@ -152,7 +152,9 @@ impl Upper {
         };
         let root_fd = up.open()?;
         let base = wk.open()?;
-        check_pair(&up, &root_fd, &wk, &base)?;
+        // On a descriptor of its own: nodes that outlive the upper hold the other one.
+        let lock = up.open()?;
+        check_pair(&up, &lock, &wk, &base)?;
 
         let scratch = open_scratch(&base).map_err(|e| wk.io(e))?;
         check_features(&wk, &scratch)?;
@@ -193,6 +195,7 @@ impl Upper {
             tree,
             root,
             root_fd,
+            _lock: lock,
             dev: root_stat.st_dev as u64,
             index,
             sidecar,

@@ -1,0 +1,223 @@
+//! The same on other filesystems, and on full ones.
+
+use std::process::Command;
+
+use super::*;
+use crate::layer::error::UpperError;
+
+/// A mount that goes away with the value.
+pub(super) struct Mounted(pub(super) PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(e) = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH) {
+            eprintln!("cannot unmount {}: {e}", self.0.display());
+        }
+    }
+}
+
+pub(super) fn run(command: &mut Command) -> bool {
+    let output = Command::new("timeout")
+        .arg("60")
+        .arg(command.get_program())
+        .args(command.get_args())
+        .output()
+        .unwrap();
+    if !output.status.success() {
+        eprintln!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    output.status.success()
+}
+
+fn loop_mount(dir: &Path, filesystem: &str) -> Option<Mounted> {
+    let (image, at) = (dir.join("image"), dir.join("mnt"));
+    std::fs::create_dir(&at).unwrap();
+    let file = std::fs::File::create(&image).unwrap();
+    file.set_len(400 << 20).unwrap();
+    let made = run(Command::new(format!("mkfs.{filesystem}"))
+        .arg("-q")
+        .arg(&image));
+    let mounted = made
+        && run(Command::new("mount")
+            .args(["-t", filesystem, "-o", "loop"])
+            .args([&image, &at]));
+    mounted.then_some(Mounted(at))
+}
+
+fn tmpfs(dir: &Path, options: &str) -> Mounted {
+    let at = dir.join("mnt");
+    std::fs::create_dir(&at).unwrap();
+    assert!(run(Command::new("mount")
+        .args(["-t", "tmpfs", "-o", options, "t"])
+        .arg(&at)));
+    Mounted(at)
+}
+
+/// A little of everything.
+fn exercise(dir: &Path) {
+    let fixture = Fixture::in_dir(dir, options(Namespace::Trusted));
+    let (upper, root) = (&fixture.upper, fixture.root());
+    assert_eq!(upper.work.form, WhiteoutForm::Device);
+    let sub = fixture.hiding_dir(&root, "sub");
+    let file = fixture.file(&root, "f", Replace::Nothing);
+    upper
+        .link(&file, &sub, name("g"), Replace::Nothing)
+        .unwrap();
+    upper
+        .rename(
+            (&root, name("f")),
+            &file,
+            (&sub, name("h1")),
+            None,
+            Replace::Whiteout,
+            true,
+        )
+        .unwrap();
+    assert!(fixture.is_whiteout(&root, "f"));
+    let handle = upper.handle(&file).unwrap().unwrap();
+    let stat = upper.stat_by_handle(&handle).unwrap().unwrap();
+    assert_eq!(stat.ino, upper.stat(&file).unwrap().ino);
+    assert_eq!(upper.ino_of_handle(&handle), Some(stat.ino));
+    upper.index_add(&handle, &file).unwrap();
+    assert!(upper.index_lookup(&handle).unwrap().is_some());
+    upper.sync().unwrap();
+    assert!(fixture.leftovers().is_empty());
+}
+
+#[test]
+fn loop_mounted_filesystems() {
+    if !is_root() {
+        return skip("loop mounts need root");
+    }
+    for filesystem in ["xfs", "btrfs", "ext4"] {
+        let temp = tempfile::tempdir().unwrap();
+        match loop_mount(temp.path(), filesystem) {
+            Some(mount) => exercise(&mount.0),
+            None => skip(filesystem),
+        }
+    }
+}
+
+#[test]
+fn tmpfs_as_upper() {
+    if !is_root() {
+        return skip("mounts need root");
+    }
+    let temp = tempfile::tempdir().unwrap();
+    exercise(&tmpfs(temp.path(), "size=4m").0);
+}
+
+#[test]
+fn a_full_filesystem_leaves_nothing_behind() {
+    if !is_root() {
+        return skip("mounts need root");
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let mount = tmpfs(temp.path(), "size=256k,nr_inodes=40");
+    let fixture = Fixture::in_dir(&mount.0, options(Namespace::Trusted));
+    let (upper, root) = (&fixture.upper, fixture.root());
+    let file = fixture.file(&root, "f", Replace::Nothing);
+    let dir = fixture.hiding_dir(&root, "d");
+    let mut made = 0;
+    let error = loop {
+        match upper.stage(Stage::Dir) {
+            Ok(staged) => {
+                let at = format!("x{made}");
+                upper
+                    .publish(staged, &root, name(&at), Replace::Nothing)
+                    .unwrap();
+                made += 1;
+            }
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    let no_space = |result: io::Result<()>| {
+        assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+    };
+    no_space(upper.stage(Stage::Symlink(name("x"))).map(|_| ()));
+    no_space(upper.remove(&root, name("low"), None, false, true));
+    no_space(upper.remove(&root, name("f"), Some(&file), false, true));
+    no_space(upper.remove(&root, name("d"), Some(&dir), true, true));
+    let x0 = fixture.found(&root, "x0").node;
+    no_space(upper.rename(
+        (&root, name("x0")),
+        &x0,
+        (&root, name("d")),
+        Some(&dir),
+        Replace::EmptyDir,
+        false,
+    ));
+    assert_eq!(upper.stat(&file).unwrap().size, 1);
+    assert!(fixture.is_whiteout(&dir, "h1"));
+    assert!(fixture.leftovers().is_empty());
+    // With an inode to spare, and room for an xattr, all of it works.
+    for spare in ["x1", "x2"] {
+        let node = fixture.found(&root, spare).node;
+        upper
+            .remove(&root, name(spare), Some(&node), true, false)
+            .unwrap();
+    }
+    upper
+        .rename(
+            (&root, name("x0")),
+            &x0,
+            (&root, name("d")),
+            Some(&dir),
+            Replace::EmptyDir,
+            false,
+        )
+        .unwrap();
+    assert!(fixture.listing(&x0).is_empty());
+    assert!(fixture.leftovers().is_empty());
+}
+
+#[test]
+fn a_filesystem_without_xattrs_is_refused() {
+    if !is_root() {
+        return skip("mounts need root");
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let at = temp.path().join("mnt");
+    std::fs::create_dir(&at).unwrap();
+    if !run(Command::new("mount").args(["-t", "ramfs", "r"]).arg(&at)) {
+        return skip("no ramfs");
+    }
+    let mount = Mounted(at);
+    let (u, w) = (mount.0.join("u"), mount.0.join("w"));
+    std::fs::create_dir(&u).unwrap();
+    std::fs::create_dir(&w).unwrap();
+    let opened = Upper::open(
+        &u,
+        &w,
+        options(Namespace::Trusted),
+        Arc::new(FdCache::new(8)),
+    );
+    let error = opened.unwrap_err();
+    assert!(
+        matches!(error, UpperError::NoXattrs(_, "trusted")),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_read_only_filesystem_is_refused() {
+    if !is_root() {
+        return skip("mounts need root");
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let mount = tmpfs(temp.path(), "size=1m");
+    std::fs::create_dir(mount.0.join("u")).unwrap();
+    std::fs::create_dir(mount.0.join("w")).unwrap();
+    assert!(run(Command::new("mount")
+        .args(["-o", "remount,ro"])
+        .arg(&mount.0)));
+    let error = Upper::open(
+        &mount.0.join("u"),
+        &mount.0.join("w"),
+        options(Namespace::User),
+        Arc::new(FdCache::new(8)),
+    )
+    .unwrap_err();
+    assert!(matches!(error, UpperError::ReadOnly(..)), "{error}");
+}
