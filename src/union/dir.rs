@@ -298,8 +298,7 @@ impl Union {
         };
         let (found, file) = self.make(caller, parent, name, new)?;
         let node = found.inode.current_node();
-        let staged = file.map(|file| (file, found.stat));
-        let opened = self.open_inode(&found.inode, node, flags, staged, opener)?;
+        let opened = self.open_inode(&found.inode, node, flags, file, opener)?;
         Ok((self.entry(&found)?, opened))
     }
 

@@ -4,6 +4,7 @@
 //! share one backing file. What it counts lasts until the last mapping is gone, which is when RELEASE comes.
 
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -16,7 +17,7 @@ use super::inode::{Inode, State};
 use super::params::PassthroughLower;
 use super::types::{Backing, BackingOpener, Caller, NodeId, OpenMode, Opened};
 use super::{Union, stats};
-use crate::layer::{Access, Layer, RealFile, Stat};
+use crate::layer::{Access, RealFile};
 
 /// How one node id is open.
 #[derive(Debug)]
@@ -133,14 +134,13 @@ impl Union {
         self.open_inode(&inode, node, flags, None, opener)
     }
 
-    /// Opens an inode that has what the flags need in the upper. `staged`: the real file of a new
-    /// inode, open already, with its attributes.
+    /// Opens an inode that has what the flags need in the upper. `staged`: the real file, open already.
     pub(crate) fn open_inode(
         &self,
         inode: &Arc<Inode>,
         node: NodeId,
         flags: i32,
-        staged: Option<(RealFile, Stat)>,
+        staged: Option<RealFile>,
         opener: &dyn BackingOpener,
     ) -> Result<Opened> {
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
@@ -171,16 +171,15 @@ impl Union {
                 mapper,
             ));
         }
-        let pass = self.params.passthrough
-            && cached == 0
-            && self.may_pass(inode, upper, &shared, staged.as_ref().map(|(_, stat)| stat))?;
-        let access = if upper && (write || pass) && !self.params.read_only {
+        // All passthrough handles share one file, so it must be fit for writing, whoever opens first.
+        let may_pass = self.params.passthrough && cached == 0;
+        let access = if upper && (write || may_pass) && !self.params.read_only {
             Access::Write
         } else {
             Access::Read
         };
         let shared = match (staged, shared) {
-            (Some((real, _)), _) => SharedFile {
+            (Some(real), _) => SharedFile {
                 real: Arc::new(real),
                 upper: true,
                 access: Access::Write,
@@ -196,6 +195,7 @@ impl Union {
                 access,
             },
         };
+        let pass = may_pass && self.is_fit(inode, &shared)?;
         let backing = match (pass, shared.real.as_fd()) {
             (true, Some(fd)) => match opener.open_backing(fd.as_fd()) {
                 Ok(backing) => Some(backing),
@@ -252,37 +252,23 @@ impl Union {
         Opened { handle, mode }
     }
 
-    /// Whether a file that is not open may be served by passthrough.
-    fn may_pass(
-        &self,
-        inode: &Arc<Inode>,
-        upper: bool,
-        shared: &Option<SharedFile>,
-        stat: Option<&Stat>,
-    ) -> Result<bool> {
-        if upper {
+    /// Whether a file is to be served by passthrough, by what it is.
+    fn is_fit(&self, inode: &Inode, shared: &SharedFile) -> Result<bool> {
+        let Some(file) = shared.real.as_file() else {
+            return Ok(false);
+        };
+        if shared.upper {
             // The kernel writes to the backing file as a process without CAP_FSETID, which would take suid and sgid
             // away from root's writes too; through the cache it says whose write it is.
-            let Some(part) = inode.upper() else {
-                return Ok(false);
-            };
-            let Some(upper) = &self.stack.upper else {
-                return Ok(false);
-            };
-            let stat = match stat {
-                Some(stat) => *stat,
-                None => upper.stat(&part.node)?,
-            };
-            return Ok(stat.mode & (libc::S_ISUID | libc::S_ISGID) == 0);
+            return Ok(file.metadata()?.mode() & (libc::S_ISUID | libc::S_ISGID) == 0);
         }
-        let lower = {
+        let layer = {
             let state = inode.state.read();
-            let Some(lower) = state.lowers.last().cloned() else {
+            let Some(lower) = state.lowers.last() else {
                 return Ok(false);
             };
-            lower
+            self.stack.lower(lower).clone()
         };
-        let layer = self.stack.lower(&lower);
         if !layer.is_protected() {
             return Ok(false);
         }
@@ -293,16 +279,11 @@ impl Union {
             PassthroughLower::Always => Ok(true),
             PassthroughLower::Never => Ok(false),
             PassthroughLower::Auto => {
-                if layer.stat(&lower.node)?.mode & 0o111 != 0 {
+                if file.metadata()?.mode() & 0o111 != 0 {
                     return Ok(true);
                 }
                 let mut magic = [0; 4];
-                let n = match shared {
-                    Some(s) => s.real.read_at(&mut magic, 0)?,
-                    None => layer
-                        .open(&lower.node, Access::Read)?
-                        .read_at(&mut magic, 0)?,
-                };
+                let n = shared.real.read_at(&mut magic, 0)?;
                 Ok(&magic[..n] == b"\x7fELF")
             }
         }
