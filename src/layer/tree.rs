@@ -71,24 +71,24 @@ pub(super) fn to_stat(raw: &RawStat) -> Stat {
         nsec: nsec as u32,
     };
     Stat {
-        dev: raw.st_dev as u64,
-        ino: raw.st_ino as u64,
-        mode: raw.st_mode as u32,
-        nlink: raw.st_nlink as u64,
+        dev: raw.st_dev,
+        ino: raw.st_ino,
+        mode: raw.st_mode,
+        nlink: raw.st_nlink,
         uid: raw.st_uid,
         gid: raw.st_gid,
-        rdev: raw.st_rdev as u64,
+        rdev: raw.st_rdev,
         size: raw.st_size as u64,
         blocks: raw.st_blocks as u64,
         blksize: raw.st_blksize as u32,
-        atime: time(raw.st_atime as i64, raw.st_atime_nsec as u64),
-        mtime: time(raw.st_mtime as i64, raw.st_mtime_nsec as u64),
-        ctime: time(raw.st_ctime as i64, raw.st_ctime_nsec as u64),
+        atime: time(raw.st_atime, raw.st_atime_nsec),
+        mtime: time(raw.st_mtime, raw.st_mtime_nsec),
+        ctime: time(raw.st_ctime, raw.st_ctime_nsec),
     }
 }
 
 fn is_whiteout(raw: &RawStat) -> bool {
-    is_whiteout_device(raw.st_mode as u32, raw.st_rdev as u64)
+    is_whiteout_device(raw.st_mode, raw.st_rdev)
 }
 
 /// `lstat` of a name; `None` when there is none.
@@ -172,7 +172,7 @@ impl Tree {
             return Ok(true);
         }
         let may_be_marked =
-            xwhiteouts && raw.st_size == 0 && raw.st_mode as u32 & libc::S_IFMT == libc::S_IFREG;
+            xwhiteouts && raw.st_size == 0 && raw.st_mode & libc::S_IFMT == libc::S_IFREG;
         Ok(may_be_marked && self.names.is_whiteout(Target::At(dir, name))?)
     }
 
@@ -365,7 +365,7 @@ impl Tree {
             _ => false,
         };
         if !ask {
-            let kind = EntryKind::Node(file_type.as_raw_mode() as u32);
+            let kind = EntryKind::Node(file_type.as_raw_mode());
             return Ok(Some((kind, ino)));
         }
         let Some(raw) = stat_name(dir, name)? else {

@@ -115,19 +115,21 @@ pub fn list(target: Target<'_>) -> io::Result<Vec<OsString>> {
 pub fn set(target: Target<'_>, name: &OsStr, value: &[u8], flags: i32) -> io::Result<()> {
     let path = ProcPath::new(target)?;
     let flags = XattrFlags::from_bits_retain(flags as u32);
-    Ok(if path.follow {
+    let _: () = if path.follow {
         rustix::fs::setxattr(path.as_c_str()?, name, value, flags)?
     } else {
         rustix::fs::lsetxattr(path.as_c_str()?, name, value, flags)?
-    })
+    };
+    Ok(())
 }
 
 /// Removes an xattr; `ENODATA` when it is absent.
 pub fn remove(target: Target<'_>, name: &OsStr) -> io::Result<()> {
     let path = ProcPath::new(target)?;
-    Ok(if path.follow {
+    let _: () = if path.follow {
         rustix::fs::removexattr(path.as_c_str()?, name)?
     } else {
         rustix::fs::lremovexattr(path.as_c_str()?, name)?
-    })
+    };
+    Ok(())
 }

@@ -47,7 +47,7 @@ fn entry_name(handle: &OverlayHandle) -> OsString {
 
 fn parse_entry_name(name: &OsStr) -> Option<OverlayHandle> {
     let digits = name.as_bytes();
-    if digits.len() % 2 != 0 {
+    if !digits.len().is_multiple_of(2) {
         return None;
     }
     digits

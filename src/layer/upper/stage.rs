@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::{Mark, Stage, TimeSet, Upper};
@@ -24,8 +25,8 @@ pub struct Staged {
     name: OsString,
     /// `None` once it has got its place.
     fd: Option<StagedFd>,
-    /// Owner and group as made.
-    owner: (u32, u32),
+    /// Owner and group at present. A leaf lock.
+    owner: Mutex<(u32, u32)>,
     is_dir: bool,
 }
 
@@ -64,7 +65,7 @@ impl Upper {
             node: Node::Path(node),
             name,
             fd: Some(fd),
-            owner: (made.uid, made.gid),
+            owner: Mutex::new((made.uid, made.gid)),
             is_dir,
         })
     }
@@ -162,12 +163,14 @@ impl Staged {
     }
     /// Sets owner and group.
     pub fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
-        let same =
-            uid.is_none_or(|uid| uid == self.owner.0) && gid.is_none_or(|gid| gid == self.owner.1);
-        if same && self.upper.tree.override_xattr().is_none() {
+        let before = *self.owner.lock();
+        let after = (uid.unwrap_or(before.0), gid.unwrap_or(before.1));
+        if before == after && self.upper.tree.override_xattr().is_none() {
             return Ok(());
         }
-        self.upper.chown_fd(self.fd()?, uid, gid)
+        self.upper.chown_fd(self.fd()?, uid, gid)?;
+        *self.owner.lock() = after;
+        Ok(())
     }
     /// Sets the permission bits.
     pub fn chmod(&self, mode: u32) -> io::Result<()> {

@@ -80,7 +80,8 @@ fn the_kernel_reads_what_is_written() {
         staged.chmod(0o755).unwrap();
         let opaque = upper
             .publish(staged, &root, name("e"), Replace::Nothing)
-            .unwrap();
+            .unwrap()
+            .node;
         fixture.file(&opaque, "new", Replace::Nothing);
         upper.set_mark(&root, &Mark::Impure).unwrap();
         let lower_one = lower_node(&layer, "one");

@@ -86,6 +86,7 @@ impl Fixture {
         self.upper
             .publish(staged, dir, name.as_ref(), replace)
             .unwrap()
+            .node
     }
 
     pub(super) fn mkdir(&self, dir: &Node, name: &str, replace: Replace) -> Node {
@@ -94,6 +95,7 @@ impl Fixture {
         self.upper
             .publish(staged, dir, name.as_ref(), replace)
             .unwrap()
+            .node
     }
 
     /// A directory that shows nothing but hides three names.

@@ -53,13 +53,15 @@ fn publish_each_type() {
     let staged = upper.stage(Stage::Symlink(name("/etc/passwd"))).unwrap();
     let link = upper
         .publish(staged, &dir, name("l"), Replace::Nothing)
-        .unwrap();
+        .unwrap()
+        .node;
     assert_eq!(upper.read_link(&link).unwrap(), "/etc/passwd");
     let staged = upper.stage(Stage::Special(libc::S_IFIFO, 0)).unwrap();
     staged.chmod(0o640).unwrap();
     let fifo = upper
         .publish(staged, &dir, name("p"), Replace::Nothing)
-        .unwrap();
+        .unwrap()
+        .node;
     assert_eq!(upper.stat(&fifo).unwrap().mode, libc::S_IFIFO | 0o640);
     assert_eq!(std::fs::read(fixture.u("d/g")).unwrap(), b"g");
     assert_eq!(fixture.found(&dir, "g").stat.size, 1);
@@ -168,7 +170,8 @@ fn replace_an_empty_directory() {
         let new = fixture
             .upper
             .publish(staged, &root, name("dir"), Replace::EmptyDir)
-            .unwrap();
+            .unwrap()
+            .node;
         assert!(fixture.listing(&new).is_empty());
         assert_eq!(fixture.upper.stat(&new).unwrap().mode & 0o777, 0o711);
     });
@@ -328,7 +331,8 @@ fn attributes() {
     }
     let link = upper
         .publish(staged, &root, name("l"), Replace::Nothing)
-        .unwrap();
+        .unwrap()
+        .node;
     let stat = upper.stat(&link).unwrap();
     assert_eq!(stat.atime, Timestamp { sec: -100, nsec: 5 });
     assert_eq!(stat.mtime.sec, 1_000_000);
@@ -381,7 +385,8 @@ fn marks_read_back() {
             }
             let node = upper
                 .publish(staged, &root, name(&i.to_string()), Replace::Nothing)
-                .unwrap();
+                .unwrap()
+                .node;
             let marks = |node| upper.marks(node, &upper.stat(node).unwrap()).unwrap();
             assert_eq!(marks(&node).origin.as_ref(), Some(&handle));
             assert_eq!(marks(&node).nlink.as_deref(), Some("U+1"));
@@ -544,7 +549,8 @@ fn index_entries() {
     upper.index_add(&handle, staged.node()).unwrap();
     let node = upper
         .publish(staged, &root, name("f"), Replace::Nothing)
-        .unwrap();
+        .unwrap()
+        .node;
     let (found, stat) = upper.index_lookup(&handle).unwrap().unwrap();
     assert_eq!((stat.ino, stat.nlink), (upper.stat(&node).unwrap().ino, 2));
     // The entry is a place like any other.
@@ -579,7 +585,8 @@ fn owner_and_mode_in_xattrs() {
     staged.chmod(0o4640).unwrap();
     let device = upper
         .publish(staged, &root, name("dev"), Replace::Nothing)
-        .unwrap();
+        .unwrap()
+        .node;
     let stat = upper.stat(&device).unwrap();
     assert_eq!(stat.mode, libc::S_IFBLK | 0o4640);
     assert_eq!((stat.uid, stat.gid), (1234, 5));
@@ -619,6 +626,7 @@ fn marks_of_symlinks_survive_and_go() {
             .upper
             .publish(staged, &fixture.root(), name(at), Replace::Nothing)
             .unwrap()
+            .node
     };
     let [a, b, c] = ["a", "b", "c"].map(|at| make(&fixture, at));
     let count = || {
