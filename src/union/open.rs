@@ -17,7 +17,7 @@ use super::inode::{Inode, State};
 use super::params::PassthroughLower;
 use super::types::{Backing, BackingOpener, Caller, NodeId, OpenMode, Opened};
 use super::{Union, stats};
-use crate::layer::{Access, RealFile};
+use crate::layer::{Access, Layer, RealFile};
 
 /// How one node id is open.
 #[derive(Debug)]
