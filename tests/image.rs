@@ -1,10 +1,20 @@
-//! Images as input and the store: every format, hostile archives, killed and simultaneous processes.
+//! Images as input and the store: every format, odd and hostile layers, killed and simultaneous processes.
 //!
 //! These tests need no FUSE. Those that need root or a tool of others say so when they are skipped.
+
+mod common;
 
 #[path = "image/build.rs"]
 mod build;
 #[path = "image/formats.rs"]
 mod formats;
+#[path = "image/hostile.rs"]
+mod hostile;
+#[path = "image/layers.rs"]
+mod layers;
+#[path = "image/processes.rs"]
+mod processes;
+#[path = "image/tools.rs"]
+mod tools;
 #[path = "image/tree.rs"]
 mod tree;

@@ -21,9 +21,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
+use super::dress::{opaque_xattr, timestamps};
 use super::place::{self, Dirs, Target};
 use super::{LayerInfo, tar_error};
 use crate::image::error::ImageError;
@@ -62,11 +63,11 @@ pub(crate) struct Extractor<'a> {
     plans: BTreeMap<Vec<u8>, DirPlan>,
     /// Hard links whose target has not come yet: path to target.
     links: HashMap<Vec<u8>, Vec<u8>>,
-    ownership: Ownership,
+    pub(super) ownership: Ownership,
     /// Who new files belong to.
-    me: (u32, u32),
+    pub(super) me: (u32, u32),
     opaque_xattr: &'static str,
-    info: LayerInfo,
+    pub(super) info: LayerInfo,
     limits: &'a Limits,
 }
 
@@ -125,7 +126,7 @@ impl<'a> Extractor<'a> {
         Ok(self.info)
     }
 
-    fn refuse(&self, path: &[u8], why: impl Into<String>) -> ImageError {
+    pub(super) fn refuse(&self, path: &[u8], why: impl Into<String>) -> ImageError {
         ImageError::Entry {
             layer: self.layer.clone(),
             entry: String::from_utf8_lossy(path).into_owned(),
@@ -133,7 +134,11 @@ impl<'a> Extractor<'a> {
         }
     }
 
-    fn failed(&self, action: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> ImageError {
+    pub(super) fn failed(
+        &self,
+        action: &'static str,
+        path: &[u8],
+    ) -> impl FnOnce(Errno) -> ImageError {
         let (layer, entry) = (
             self.layer.clone(),
             String::from_utf8_lossy(path).into_owned(),
@@ -535,7 +540,8 @@ impl<'a> Extractor<'a> {
             }
         };
         let mut end = 0;
-        for region in regions {
+        // A map may end with an empty region at the end of the file.
+        for region in regions.iter().filter(|r| r.length > 0) {
             let mut offset = region.offset;
             end = region.offset + region.length;
             while offset < end {
@@ -561,173 +567,12 @@ impl<'a> Extractor<'a> {
         }
         Ok(())
     }
-
-    /// Owner, attributes, mode and times, in this order: a change of owner clears suid bits and capabilities.
-    fn dress_file(&mut self, file: &File, entry: &Entry, path: &[u8]) -> Result<(), ImageError> {
-        if (entry.uid, entry.gid) != self.me {
-            let owner = rustix::fs::fchown(
-                file,
-                Some(Uid::from_raw(entry.uid)),
-                Some(Gid::from_raw(entry.gid)),
-            );
-            self.owned(owner, path)?;
-        }
-        for (name, value) in &entry.xattrs {
-            let Some(name) = xattr_name(name) else {
-                continue;
-            };
-            let set =
-                rustix::fs::fsetxattr(file, OsStr::from_bytes(&name), value, XattrFlags::empty());
-            self.xattr_set(set, &name, path)?;
-        }
-        if self.ownership == Ownership::Record {
-            let value = override_stat(entry);
-            rustix::fs::fsetxattr(file, OVERRIDE_STAT, value.as_bytes(), XattrFlags::empty())
-                .map_err(self.failed("record the owner of", path))?;
-        }
-        rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode))
-            .map_err(self.failed("change the mode of", path))?;
-        rustix::fs::futimens(file, &timestamps(entry.mtime, entry.atime))
-            .map_err(self.failed("set the times of", path))
-    }
-
-    /// The same for nodes that cannot be opened: symlinks, fifos and devices.
-    fn dress_other(
-        &mut self,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-        entry: &Entry,
-        path: &[u8],
-    ) -> Result<(), ImageError> {
-        let os_name = OsStr::from_bytes(name);
-        if (entry.uid, entry.gid) != self.me {
-            let owner = rustix::fs::chownat(
-                dir,
-                os_name,
-                Some(Uid::from_raw(entry.uid)),
-                Some(Gid::from_raw(entry.gid)),
-                AtFlags::SYMLINK_NOFOLLOW,
-            );
-            self.owned(owner, path)?;
-        }
-        let through = place::through_proc(dir, name);
-        for (name, value) in &entry.xattrs {
-            let Some(name) = xattr_name(name) else {
-                continue;
-            };
-            let set = rustix::fs::lsetxattr(
-                OsStr::from_bytes(&through),
-                OsStr::from_bytes(&name),
-                value,
-                XattrFlags::empty(),
-            );
-            self.xattr_set(set, &name, path)?;
-        }
-        if !matches!(entry.kind, Kind::Symlink(_)) {
-            // Not a symlink: nobody but this process writes here, and it made the node itself just now.
-            rustix::fs::chmodat(
-                dir,
-                os_name,
-                Mode::from_raw_mode(entry.mode),
-                AtFlags::empty(),
-            )
-            .map_err(self.failed("change the mode of", path))?;
-        }
-        rustix::fs::utimensat(
-            dir,
-            os_name,
-            &timestamps(entry.mtime, entry.atime),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
-        .map_err(self.failed("set the times of", path))
-    }
-
-    fn owned(&mut self, changed: Result<(), Errno>, path: &[u8]) -> Result<(), ImageError> {
-        match changed {
-            Ok(()) => Ok(()),
-            // Without privilege; or an id that the user namespace does not map.
-            Err(Errno::PERM | Errno::INVAL) => {
-                self.info.squashed += 1;
-                Ok(())
-            }
-            Err(e) => Err(self.failed("change the owner of", path)(e)),
-        }
-    }
-
-    fn xattr_set(
-        &mut self,
-        set: Result<(), Errno>,
-        name: &[u8],
-        path: &[u8],
-    ) -> Result<(), ImageError> {
-        match set {
-            Ok(()) => Ok(()),
-            Err(Errno::PERM | Errno::OPNOTSUPP | Errno::ACCESS) => {
-                list(&mut self.info.xattrs, || {
-                    format!(
-                        "{}: {}",
-                        String::from_utf8_lossy(path),
-                        String::from_utf8_lossy(name)
-                    )
-                });
-                Ok(())
-            }
-            Err(e) => {
-                let shown = String::from_utf8_lossy(name).into_owned();
-                Err(self.refuse(path, format!("cannot set the xattr {shown:?}: {e}")))
-            }
-        }
-    }
-}
-
-/// The xattr by which containers/storage records owner and mode.
-const OVERRIDE_STAT: &str = "user.containers.override_stat";
-
-fn override_stat(entry: &Entry) -> String {
-    format!("{}:{}:0{:o}", entry.uid, entry.gid, entry.mode)
 }
 
 /// Adds a line to a list of bounded length.
-fn list(lines: &mut Vec<String>, line: impl FnOnce() -> String) {
+pub(super) fn list(lines: &mut Vec<String>, line: impl FnOnce() -> String) {
     if lines.len() < LISTED {
         lines.push(line());
-    }
-}
-
-/// The name under which an xattr of a layer is stored; `None` for one that is not.
-fn xattr_name(name: &[u8]) -> Option<Vec<u8>> {
-    for private in [&b"trusted.overlay."[..], b"user.overlay."] {
-        if name.starts_with(private) {
-            return Some([private, b"overlay.", &name[private.len()..]].concat());
-        }
-    }
-    if name.starts_with(b"user.fuseoverlayfs.") || name.starts_with(b"user.containers.") {
-        return None;
-    }
-    Some(name.to_vec())
-}
-
-/// The form of the opaque mark that this process may write here.
-fn opaque_xattr(root: &OwnedFd) -> Result<&'static str, Errno> {
-    const TRUSTED: &str = "trusted.overlay.opaque";
-    match rustix::fs::fsetxattr(root, TRUSTED, b"n", XattrFlags::empty()) {
-        Ok(()) => {
-            rustix::fs::fremovexattr(root, TRUSTED)?;
-            Ok(TRUSTED)
-        }
-        Err(Errno::PERM) => Ok("user.overlay.opaque"),
-        Err(e) => Err(e),
-    }
-}
-
-fn timestamps(mtime: Timestamp, atime: Option<Timestamp>) -> Timestamps {
-    let convert = |t: Timestamp| rustix::fs::Timespec {
-        tv_sec: t.sec,
-        tv_nsec: t.nsec.into(),
-    };
-    Timestamps {
-        last_access: convert(atime.unwrap_or(mtime)),
-        last_modification: convert(mtime),
     }
 }
 

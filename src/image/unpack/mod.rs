@@ -4,6 +4,7 @@
 //! chunks over; the calling thread reads the tar in them and writes the tree. Whether the digests are right is known
 //! only at the end, so the tree is written where nobody looks, and the caller publishes it when [`unpack`] is content.
 
+mod dress;
 mod extract;
 mod place;
 
