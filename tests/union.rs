@@ -534,6 +534,22 @@ fn metacopy_leaves_the_data_below_until_it_is_written() {
 }
 
 #[test]
+fn names_of_whiteouts_cannot_be_made() {
+    let rig = Rig::new(1, Params::default(), |l| put(&l[0].join("f"), "x"));
+    for name in [".wh.f", ".wh..wh..opq"] {
+        let name = OsStr::new(name);
+        let e = rig.u().mkdir(&ME, ROOT, name, 0o755, 0).unwrap_err();
+        assert_eq!(e.errno(), libc::EINVAL);
+        let e = rig
+            .u()
+            .rename(ROOT, OsStr::new("f"), ROOT, name, RenameMode::Replace)
+            .unwrap_err();
+        assert_eq!(e.errno(), libc::EINVAL);
+    }
+    assert_eq!(rig.read("f"), "x");
+}
+
+#[test]
 fn directory_link_counts_are_as_on_ext4() {
     let rig = Rig::new(2, Params::default(), |l| {
         put(&l[0].join("d/one/f"), "x");

@@ -155,7 +155,7 @@ impl Union {
     ) -> Result<(FoundInode, Option<RealFile>)> {
         let parent = self.table.get(parent)?;
         let dir = Self::dir_part(&parent)?;
-        Self::check_name(name)?;
+        Self::check_new_name(name)?;
         self.writable()?;
         self.copy_up(&parent, Copy::Meta, "new entry in it")?;
         let upper = self.upper()?;
@@ -373,7 +373,7 @@ impl Union {
         let inode = self.table.get(node)?;
         let parent = self.table.get(new_parent)?;
         let dir = Self::dir_part(&parent)?;
-        Self::check_name(new_name)?;
+        Self::check_new_name(new_name)?;
         self.writable()?;
         if inode.is_dir() {
             return Err(Error::Errno(libc::EPERM));

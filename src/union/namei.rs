@@ -12,7 +12,7 @@ use super::listing::{Known, Listing};
 use super::stack::{DirParts, Resolved, ResolvedUpper};
 use super::types::{Entry, Lookup, NodeId};
 use super::{Union, stats};
-use crate::layer::{EntryKind, Layer, Opaque, Stat};
+use crate::layer::{EntryKind, Layer, Opaque, Stat, format};
 
 /// The longest name that filesystems below take.
 const NAME_MAX: usize = 255;
@@ -68,6 +68,16 @@ impl Union {
             return Err(Error::Errno(libc::ENAMETOOLONG));
         }
         if name.is_empty() || name.as_bytes().contains(&b'/') {
+            return Err(Error::Errno(libc::EINVAL));
+        }
+        Ok(())
+    }
+
+    /// A name that is about to be made.
+    pub(crate) fn check_new_name(name: &OsStr) -> Result<()> {
+        Self::check_name(name)?;
+        if format::is_reserved_name(name) {
+            // It would be read back as a whiteout. The errno is fuse-overlayfs's.
             return Err(Error::Errno(libc::EINVAL));
         }
         Ok(())

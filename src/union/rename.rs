@@ -31,7 +31,7 @@ impl Union {
     ) -> Result<()> {
         let parent = self.table.get(parent)?;
         let new_parent = self.table.get(new_parent)?;
-        Self::check_name(new_name)?;
+        Self::check_new_name(new_name)?;
         self.writable()?;
         let from = End {
             parent: &parent,
