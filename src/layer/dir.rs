@@ -249,3 +249,6 @@ impl Layer for DirLayer {
         self.dev
     }
 }
+
+#[cfg(test)]
+mod tests;

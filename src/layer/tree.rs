@@ -135,6 +135,9 @@ impl Tree {
         name: &OsStr,
         xwhiteouts: bool,
     ) -> io::Result<LayerLookup> {
+        if matches!(name.as_bytes(), b"" | b"." | b"..") || name.as_bytes().contains(&b'/') {
+            return Err(Errno::INVAL.into());
+        }
         if self.dot_whiteouts && name_kind(name) != NameKind::Plain {
             return Ok(LayerLookup::Missing);
         }
