@@ -403,7 +403,7 @@ impl Filesystem for Adaptor {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         _node: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -415,7 +415,9 @@ impl Filesystem for Adaptor {
     ) {
         self.serve(Op::Write, || {
             let how = union::WriteFlags {
-                kill_priv: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+                kill_priv: write_flags
+                    .contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+                    .then(|| caller(request)),
                 cached: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
                 append: flags.0 & libc::O_APPEND != 0,
             };

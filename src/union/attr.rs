@@ -183,7 +183,7 @@ impl Union {
             && set.mtime.is_none();
         if nothing {
             // What remains of a request that the kernel makes to take privileges away before a write.
-            self.kill_priv(&inode)?;
+            self.kill_priv(caller, &inode)?;
         }
         self.do_getattr(node, set.handle)
     }
@@ -204,13 +204,14 @@ impl Union {
         }
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
         if caller.uid != 0 {
-            self.kill_priv(inode)?;
+            self.kill_priv(caller, inode)?;
         }
         Ok(self.upper()?.truncate(&part.node, size)?)
     }
 
-    /// Takes suid, and sgid where it means a group's rights, away, as a change by an unprivileged process does.
-    pub(crate) fn kill_priv(&self, inode: &Inode) -> Result<()> {
+    /// Takes suid and sgid away, as a change by an unprivileged process does. A member of the group leaves sgid in
+    /// place where it means mandatory locking (`setattr_should_drop_sgid` in the kernel).
+    pub(crate) fn kill_priv(&self, caller: &Caller, inode: &Inode) -> Result<()> {
         let Some(part) = inode.upper() else {
             return Ok(());
         };
@@ -218,9 +219,12 @@ impl Union {
             return Ok(());
         }
         let upper = self.upper()?;
-        let mode = upper.stat(&part.node)?.mode & 0o7777;
+        let stat = upper.stat(&part.node)?;
+        let mode = stat.mode & 0o7777;
         let mut kept = mode & !libc::S_ISUID;
-        if mode & libc::S_IXGRP != 0 {
+        if mode & libc::S_ISGID != 0
+            && (mode & libc::S_IXGRP != 0 || !self.in_group(caller, stat.gid))
+        {
             kept &= !libc::S_ISGID;
         }
         if kept != mode {

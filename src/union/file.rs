@@ -166,8 +166,8 @@ impl Union {
     ) -> Result<usize> {
         let handle = self.handles.get(id)?;
         let file = self.real_for_change(&handle)?;
-        if flags.kill_priv {
-            self.kill_priv(&handle.inode)?;
+        if let Some(writer) = &flags.kill_priv {
+            self.kill_priv(writer, &handle.inode)?;
         }
         let real = file.real.as_file().ok_or(Error::Errno(libc::EBADF))?;
         let mut done = 0;

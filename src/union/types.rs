@@ -175,8 +175,8 @@ pub struct DirEntry<'a> {
 /// The attribute-changing flags of a write: what the kernel says about suid, sgid and capabilities.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WriteFlags {
-    /// The writer may not keep suid and sgid (`FUSE_WRITE_KILL_SUIDGID`).
-    pub kill_priv: bool,
+    /// The writer, where it may not keep suid and sgid (`FUSE_WRITE_KILL_SUIDGID`).
+    pub kill_priv: Option<Caller>,
     /// The write comes from the page cache (writeback), not straight from a program.
     pub cached: bool,
     /// The file was opened with `O_APPEND` and the write is at its end.

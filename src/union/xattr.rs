@@ -119,13 +119,18 @@ impl Union {
         if stat.mode & libc::S_ISGID == 0 || stat.is_dir() || caller.uid == 0 {
             return false;
         }
-        let group = self.params.ids.gid_inside(stat.gid);
-        caller.gid != group && !in_group(caller.pid, group)
+        !self.in_group(caller, stat.gid)
+    }
+
+    /// Whether the caller is in a group, given by its id on disk.
+    pub(crate) fn in_group(&self, caller: &Caller, gid: u32) -> bool {
+        let group = self.params.ids.gid_inside(gid);
+        caller.gid == group || has_group(caller.pid, group)
     }
 }
 
 /// Whether a process has a supplementary group. A process that cannot be asked has none.
-fn in_group(pid: u32, group: u32) -> bool {
+fn has_group(pid: u32, group: u32) -> bool {
     let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else {
         return false;
     };

@@ -10,6 +10,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
 use super::connection;
@@ -275,11 +276,26 @@ fn end_child(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
     None
 }
 
+/// How long something may still be in use: a program that this process is starting holds all its files open
+/// until it runs.
+const BUSY: Duration = Duration::from_secs(3);
+
+/// Unmounts, waiting while something is in use for a moment.
+pub fn umount_patiently(dir: &Path, flags: MntFlags) -> nix::Result<()> {
+    let begin = Instant::now();
+    loop {
+        match umount2(dir, flags) {
+            Err(Errno::EBUSY) if begin.elapsed() < BUSY => thread::sleep(Duration::from_millis(5)),
+            result => return result,
+        }
+    }
+}
+
 /// Runs an unmount, which waits for the daemon, on a thread of its own. `None` when it does not end in time.
 fn umount_within(dir: &Path, flags: MntFlags, limit: Duration) -> Option<nix::Result<()>> {
     let (done, wait) = channel();
     let dir = dir.to_owned();
-    thread::spawn(move || done.send(umount2(&dir, flags)));
+    thread::spawn(move || done.send(umount_patiently(&dir, flags)));
     wait.recv_timeout(limit).ok()
 }
 

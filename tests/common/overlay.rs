@@ -1,13 +1,16 @@
 //! The kernel's overlayfs, with the same shape as the mounts of acetate.
 
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use nix::mount::MntFlags;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
-use super::mount::detach;
+use super::mount::{detach, umount_patiently};
 
 /// A kernel overlayfs mount, unmounted on drop.
 #[derive(Debug)]
@@ -17,8 +20,29 @@ pub struct Overlay {
 
 impl Overlay {
     /// Mounts `lowers` (the first is the topmost) under `upper` and its workdir at `dir`, with options
-    /// spelled as in `mount -o`.
+    /// spelled as in `mount -o`. An upper that is in use is waited for: a mount namespace that was copied
+    /// meanwhile, by whatever program, holds a mount for a moment longer than its unmount.
     pub fn mount<L: AsRef<Path>>(
+        dir: &Path,
+        lowers: &[L],
+        upper: Option<(&Path, &Path)>,
+        options: &str,
+    ) -> std::io::Result<Overlay> {
+        let begin = Instant::now();
+        loop {
+            match Overlay::mount_once(dir, lowers, upper, options) {
+                Err(e)
+                    if e.kind() == std::io::ErrorKind::ResourceBusy
+                        && begin.elapsed() < Duration::from_secs(5) =>
+                {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn mount_once<L: AsRef<Path>>(
         dir: &Path,
         lowers: &[L],
         upper: Option<(&Path, &Path)>,
@@ -62,7 +86,7 @@ impl Overlay {
 
     /// Unmounts it; fails while something in it is in use.
     pub fn unmount(mut self) -> nix::Result<()> {
-        nix::mount::umount(self.path())?;
+        umount_patiently(self.path(), MntFlags::empty())?;
         self.dir = None;
         Ok(())
     }

@@ -152,10 +152,13 @@ pub fn build(root: &Path, entries: &[(&'static str, Node)], user: bool) {
         if !real_parents(root, &full, true) {
             continue;
         }
-        if let Node::Link { to } = node
-            && !real_parents(root, &sys::below(root, to), false)
-        {
-            continue;
+        if let Node::Link { to } = node {
+            let to = sys::below(root, to);
+            // Without an index the kernel knows no links of what cannot hold its private xattrs.
+            let indexed = !user || fs::symlink_metadata(&to).is_ok_and(|m| m.is_file());
+            if !real_parents(root, &to, false) || !indexed {
+                continue;
+            }
         }
         match make(root, &full, node, user) {
             Ok(()) => {}

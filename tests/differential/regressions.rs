@@ -1,1 +1,43 @@
 //! What once failed, shrunk, each by the name of what was wrong.
+
+use super::op::Features::{All, User};
+use super::op::Layer::{Tree, Written};
+use super::op::Node::{Device, Dir, Fifo, File, Link, Socket, Symlink, Whiteout};
+use super::op::Op::*;
+use super::op::Time::{At, Now, Omit};
+use super::op::Value::{AclGroup, AclMode, AclUser, Bytes, Capability};
+use super::op::Who::{Alice, Bob, Root};
+use super::op::{Attrs, Case, Setup, Step};
+use super::run::replay;
+
+#[test]
+fn a_write_by_a_stranger_to_the_group_takes_sgid_without_group_execute_away() {
+    replay(&Case {
+        setup: Setup {
+            root_mode: 0o755,
+            features: All,
+            options: "",
+            each: false,
+        },
+        layers: vec![Tree(vec![])],
+        steps: vec![
+            Step {
+                who: Root,
+                op: Open {
+                    slot: 2,
+                    path: "f",
+                    flags: 0o101,
+                    mode: 0o2644,
+                },
+            },
+            Step {
+                who: Alice,
+                op: Write {
+                    slot: 2,
+                    len: 1,
+                    seed: 1,
+                },
+            },
+        ],
+    });
+}
