@@ -1,3 +1,7 @@
 //! The `acetate` binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    acetate::cli::run(std::env::args_os())
+}

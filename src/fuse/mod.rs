@@ -16,4 +16,4 @@ mod session;
 
 pub use counters::Counters;
 pub use init::Settings;
-pub use session::Session;
+pub use session::{Access, Session};

@@ -14,6 +14,15 @@ use super::counters::Counters;
 use super::init::Settings;
 use crate::union::{NodeId, Notify, Union};
 
+/// Whose requests are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// All that the kernel lets through: with `allow_other` everybody's.
+    AsKernelSays,
+    /// Those of root and of the daemon's own user.
+    RootAndOwner,
+}
+
 /// A connection to the kernel on which the mount was made already.
 #[derive(Debug)]
 pub struct Session {
@@ -29,13 +38,17 @@ impl Session {
     pub fn new(
         union: Arc<Union>,
         device: OwnedFd,
-        acl: SessionACL,
+        access: Access,
         settings: Settings,
     ) -> io::Result<Session> {
         let counters = Arc::new(Counters::new());
         let adaptor = Adaptor::new(union.clone(), counters.clone(), settings);
         let mut config = Config::default();
         config.n_threads = Some(settings.threads.max(1));
+        let acl = match access {
+            Access::AsKernelSays => SessionACL::All,
+            Access::RootAndOwner => SessionACL::RootAndOwner,
+        };
         let inner = fuser::Session::from_fd(adaptor, device, acl, config)?;
         let (sender, receiver) = channel();
         let notifier = inner.notifier();

@@ -1,1 +1,27 @@
-//! The composition root: image, layers, union and FUSE session make a mount.
+//! The composition root: an image or layers, the union over them, and the FUSE session become one mount.
+//!
+//! - `options`: what `-o` says, parsed without touching anything;
+//! - `checks`: what must hold before anything is touched;
+//! - `private`: uppers that are thrown away;
+//! - `compose`: makes the mount;
+//! - `daemon`: the process that serves it, and what its starter is told;
+//! - `control`, `state`: how other processes find a mount and ask about it.
+
+mod checks;
+mod compose;
+mod control;
+mod daemon;
+mod error;
+mod mapping;
+mod options;
+mod private;
+mod runtime;
+mod state;
+
+pub use compose::{MountRequest, Source};
+pub use control::{Info, diff, explain, info, stats};
+pub use daemon::{Background, mount};
+pub use error::{MountError, OptionError};
+pub use options::MountOptions;
+pub use runtime::store_root;
+pub use state::{MountState, Record, find, list, unmount};

@@ -1,7 +1,10 @@
 //! The only unsafe code: system calls that no crate wraps, and calls on descriptors that were opened with `O_PATH`.
 
 pub mod caps;
+pub mod daemon;
+pub mod fusedev;
 pub mod handle;
+pub mod mount;
 pub mod mount_clone;
 pub mod mountinfo;
 pub mod path_fd;

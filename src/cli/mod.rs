@@ -1,0 +1,156 @@
+//! The command line: parse, act, print. One file per subcommand.
+//!
+//! Exit codes: 0 when it was done, 1 when it failed, 2 when it was asked wrongly.
+
+mod diff;
+mod explain;
+mod mount;
+mod mounts;
+mod output;
+mod program;
+mod stats;
+mod umount;
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::mount::MountError;
+
+/// A union filesystem driver via FUSE for container images.
+///
+/// As a mount program or a mount helper: `acetate [SOURCE] DIR -o OPTIONS`.
+#[derive(Debug, Parser)]
+#[command(name = "acetate", version, arg_required_else_help = true)]
+struct Cli {
+    /// Where images and private upper directories are kept [env: ACETATE_ROOT]
+    #[arg(long, global = true, value_name = "DIR")]
+    root: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Mount(mount::MountArgs),
+    Umount(umount::UmountArgs),
+    Mounts(mounts::MountsArgs),
+    Diff(diff::DiffArgs),
+    Explain(explain::ExplainArgs),
+    Stats(stats::StatsArgs),
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    /// The mount, or the question to it.
+    #[error("{0}")]
+    Mount(#[from] MountError),
+    /// The command line makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// What was found out could not be printed.
+    #[error("standard output: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+impl CliError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            CliError::Mount(e) => e.exit_code(),
+            CliError::Usage(_) => 2,
+            CliError::Output(_) => 1,
+        }
+    }
+}
+
+/// Runs one command line, whose first word is the program's name.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let words: Vec<OsString> = arguments.into_iter().collect();
+    let code = match dispatch(&words) {
+        Ok(()) => 0,
+        // Whoever reads the output has seen enough.
+        Err(CliError::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => 0,
+        Err(error) => {
+            let text = error.to_string().replace('\n', " ");
+            eprintln!("acetate: {text}");
+            error.exit_code()
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn dispatch(words: &[OsString]) -> Result<(), CliError> {
+    let (name, rest) = match words.split_first() {
+        Some((name, rest)) => (Path::new(name).file_name().unwrap_or_default(), rest),
+        None => (OsStr::new(""), words),
+    };
+    let called_as = |prefix: &str| name.as_encoded_bytes().starts_with(prefix.as_bytes());
+    if called_as("umount.") {
+        return umount::as_helper(rest);
+    }
+    if called_as("mount.") {
+        return program::run(rest, program::CalledBy::Mount);
+    }
+    let subcommand = rest.first().is_some_and(|first| {
+        Cli::command()
+            .get_subcommands()
+            .any(|known| OsStr::new(known.get_name()) == first)
+    });
+    if !subcommand && program::is_meant(rest) {
+        return program::run(rest, program::CalledBy::Program);
+    }
+    match Cli::try_parse_from(words) {
+        Ok(cli) => cli.run(),
+        Err(e) if !e.use_stderr() => Ok(e.print()?),
+        Err(e) if e.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            Err(CliError::Usage(
+                "name a command; acetate --help lists them".into(),
+            ))
+        }
+        Err(e) => Err(CliError::Usage(first_words(&e.to_string()))),
+    }
+}
+
+/// What clap says before it shows how to do it right.
+fn first_words(text: &str) -> String {
+    let said: Vec<&str> = text
+        .lines()
+        .take_while(|line| !line.trim().is_empty())
+        .map(str::trim)
+        .collect();
+    let said = said.join(" ");
+    said.strip_prefix("error: ").unwrap_or(&said).to_owned()
+}
+
+impl Cli {
+    fn run(self) -> Result<(), CliError> {
+        match self.command {
+            Command::Mount(arguments) => arguments.run(self.root),
+            Command::Umount(arguments) => arguments.run(),
+            Command::Mounts(arguments) => arguments.run(),
+            Command::Diff(arguments) => arguments.run(),
+            Command::Explain(arguments) => arguments.run(),
+            Command::Stats(arguments) => arguments.run(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn usage_errors_are_one_line() {
+        let error = Cli::try_parse_from(["acetate", "mount"]).unwrap_err();
+        let text = first_words(&error.to_string());
+        assert!(text.contains("required") && !text.contains('\n'), "{text}");
+    }
+}

@@ -1,0 +1,365 @@
+//! Makes a mount: image or layers, the union over them, and the connection to the kernel.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::checks::{self, Place, Role};
+use super::error::MountError;
+use super::options::MountOptions;
+use super::private::{self, PrivateUpper};
+use crate::fuse::{Access, Session, Settings};
+use crate::layer::Layer;
+use crate::layer::dir::{DirLayer, LayerOptions};
+use crate::layer::fdcache::FdCache;
+use crate::layer::upper::{Namespace, Upper, UpperOptions};
+use crate::sys::caps;
+use crate::sys::fusedev;
+use crate::sys::mount::{self as sys_mount, FuseMount};
+use crate::union::params::RedirectDir;
+use crate::union::{Params, Union};
+
+/// What is to be mounted.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// An image, by reference or path.
+    Image(OsString),
+    /// The layers that the options name.
+    Layers,
+}
+
+/// Everything about one mount that is asked for.
+#[derive(Clone, Debug)]
+pub struct MountRequest {
+    /// What.
+    pub source: Source,
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// How.
+    pub options: MountOptions,
+    /// Where the store lies.
+    pub root: PathBuf,
+    /// Without an upper: make one that is thrown away, instead of mounting read-only.
+    pub private_upper: bool,
+    /// Where that upper is made and kept instead.
+    pub keep: Option<PathBuf>,
+    /// Which platform of an image, as `OS/ARCHITECTURE`.
+    pub platform: Option<String>,
+}
+
+/// A mount that is made, and is served as soon as its session runs.
+pub(super) struct Mounted {
+    pub(super) session: Session,
+    pub(super) union: Arc<Union>,
+    /// Absolute, without symlinks.
+    pub(super) mountpoint: PathBuf,
+    /// What is mounted, for people.
+    pub(super) source: String,
+    /// Topmost first.
+    pub(super) layers: Vec<PathBuf>,
+    pub(super) upper: Option<PathBuf>,
+    pub(super) private: Option<PrivateUpper>,
+}
+
+/// What the process may do, which decides how the mount is made.
+#[derive(Clone, Copy, Debug)]
+struct Rights {
+    /// `mount(2)`.
+    mount: bool,
+    /// `trusted.` xattrs and passthrough.
+    initial: bool,
+}
+
+impl Rights {
+    fn of_this_process() -> Rights {
+        let mount = caps::has_sys_admin().unwrap_or(false);
+        Rights {
+            mount,
+            initial: mount && sys_mount::in_initial_user_namespace(),
+        }
+    }
+}
+
+/// Where the layers and the upper lie.
+struct Sources {
+    /// For people.
+    name: String,
+    lowers: Vec<PathBuf>,
+    /// They were unpacked here, so that they hold no metacopies.
+    unpacked: bool,
+}
+
+/// Checks all, then opens the layers, makes the union and mounts it.
+pub(super) fn compose(request: &MountRequest, id: &str) -> Result<Mounted, MountError> {
+    let limit = checks::raise_file_limit();
+    compose_within(request, id).map_err(|e| checks::explain_file_limit(e, limit))
+}
+
+fn compose_within(request: &MountRequest, id: &str) -> Result<Mounted, MountError> {
+    let options = &request.options;
+    let rights = Rights::of_this_process();
+    let mountpoint = checks::mountpoint(&request.mountpoint)?;
+    let passthrough = wants_passthrough(options, rights)?;
+    let device = open_device(rights)?;
+    let sources = sources(request)?;
+
+    let mut lowers = find_all(Role::Lower, &sources.lowers)?;
+    let mut uppers = Vec::new();
+    if let (Some(upper), Some(work)) = (&options.upper, &options.work) {
+        uppers.push(Place::find(Role::Upper, upper)?);
+        uppers.push(Place::find(Role::Work, work)?);
+    }
+    checks::apart(&[lowers.clone(), uppers.clone()].concat())?;
+    checks::mountpoint_outside(&mountpoint, &uppers)?;
+    if options.read_only() && !uppers.is_empty() {
+        // Nothing is to be written there, so it is but the topmost layer.
+        lowers.insert(0, uppers.remove(0));
+        uppers.clear();
+    }
+    let Some(topmost) = lowers.first() else {
+        return Err(MountError::NothingToMount);
+    };
+
+    let cache = Arc::new(FdCache::for_this_process());
+    let layer_options = LayerOptions {
+        metacopy: !sources.unpacked,
+        ..LayerOptions::default()
+    };
+    let mut layers: Vec<Arc<dyn Layer>> = Vec::with_capacity(lowers.len());
+    for place in &lowers {
+        layers.push(Arc::new(DirLayer::open(
+            &place.path,
+            layer_options,
+            cache.clone(),
+        )?));
+    }
+    let mut private = None;
+    if uppers.is_empty() && request.private_upper && !options.read_only() {
+        let (upper, work) = match &request.keep {
+            Some(keep) => {
+                private::pair(keep, &topmost.path)
+                    .map_err(|e| MountError::Path("the directory of --keep", keep.clone(), e))?;
+                (keep.join("upper"), keep.join("work"))
+            }
+            None => {
+                let made = PrivateUpper::create(&request.root, id, &topmost.path)?;
+                let paths = (made.upper(), made.work());
+                private = Some(made);
+                paths
+            }
+        };
+        uppers.push(Place::find(Role::Upper, &upper)?);
+        uppers.push(Place::find(Role::Work, &work)?);
+    }
+    let done = || -> Result<_, MountError> {
+        checks::apart(&[lowers.clone(), uppers.clone()].concat())?;
+        let upper = open_upper(&uppers, options, rights, private.is_some(), &cache)?;
+        let stacked = is_stacked(lowers.iter().chain(&uppers));
+        let settings = settings(options, passthrough, stacked);
+        let params = params(options, settings, upper.is_none());
+        let union = Arc::new(Union::new(layers, upper, params)?);
+        let session = connect(
+            request,
+            &mountpoint,
+            device,
+            &sources.name,
+            &union,
+            settings,
+        )?;
+        Ok((session, union))
+    };
+    let (session, union) = match done() {
+        Ok(done) => done,
+        Err(e) => {
+            if let Some(private) = private {
+                private.discard();
+            }
+            return Err(e);
+        }
+    };
+    Ok(Mounted {
+        session,
+        union,
+        mountpoint,
+        source: sources.name,
+        layers: lowers.into_iter().map(|place| place.path).collect(),
+        upper: uppers.into_iter().next().map(|place| place.path),
+        private,
+    })
+}
+
+fn sources(request: &MountRequest) -> Result<Sources, MountError> {
+    match &request.source {
+        Source::Layers => Ok(Sources {
+            name: match &request.options.fsname {
+                Some(name) => name.to_string_lossy().into_owned(),
+                None => "acetate".to_owned(),
+            },
+            lowers: request.options.lowers.clone(),
+            unpacked: false,
+        }),
+        Source::Image(_) => Err(MountError::NothingToMount),
+    }
+}
+
+fn find_all(role: Role, paths: &[PathBuf]) -> Result<Vec<Place>, MountError> {
+    paths.iter().map(|path| Place::find(role, path)).collect()
+}
+
+fn wants_passthrough(options: &MountOptions, rights: Rights) -> Result<bool, MountError> {
+    match options.passthrough {
+        Some(true) if !rights.initial => Err(MountError::Usage(
+            "passthrough=on needs CAP_SYS_ADMIN in the initial user namespace: run as root".into(),
+        )),
+        Some(wanted) => Ok(wanted),
+        None => Ok(rights.initial && options.writeback != Some(true)),
+    }
+}
+
+/// Opened before anything is touched, so that a missing device is known first. `None`: `fusermount3` is to do it.
+fn open_device(rights: Rights) -> Result<Option<OwnedFd>, MountError> {
+    match fusedev::open() {
+        Ok(device) => Ok(rights.mount.then_some(device)),
+        Err(e) => match e.raw_os_error() {
+            Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => Err(MountError::NoDevice),
+            Some(libc::EACCES | libc::EPERM) if rights.mount => Err(MountError::DeviceDenied),
+            // The helper has rights of its own.
+            Some(libc::EACCES | libc::EPERM) => Ok(None),
+            _ => Err(MountError::Io("/dev/fuse", e)),
+        },
+    }
+}
+
+fn open_upper(
+    uppers: &[Place],
+    options: &MountOptions,
+    rights: Rights,
+    private: bool,
+    cache: &Arc<FdCache>,
+) -> Result<Option<Arc<Upper>>, MountError> {
+    let [upper, work] = uppers else {
+        return Ok(None);
+    };
+    let namespace = if rights.initial && !options.userxattr {
+        Namespace::Trusted
+    } else {
+        Namespace::User
+    };
+    let upper_options = UpperOptions {
+        namespace,
+        // What is thrown away anyway need not survive a crash.
+        volatile: options.volatile || private,
+        override_stat: options.override_stat,
+    };
+    let cache = cache.clone();
+    let upper = Upper::open(&upper.path, &work.path, upper_options, cache)?;
+    Ok(Some(upper))
+}
+
+fn is_stacked<'a>(places: impl Iterator<Item = &'a Place>) -> bool {
+    places.into_iter().any(|place| {
+        sys_mount::is_stacked(&place.path).unwrap_or_else(|e| {
+            log::info!(
+                "the filesystem of {} is not known: {e}",
+                place.path.display()
+            );
+            false
+        })
+    })
+}
+
+fn settings(options: &MountOptions, passthrough: bool, stacked: bool) -> Settings {
+    let cpus = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    Settings {
+        passthrough,
+        stack_depth: if stacked { 2 } else { 1 },
+        writeback: !passthrough && options.writeback != Some(false),
+        posix_acl: !options.noacl,
+        no_xattrs: options.no_xattrs,
+        threads: cpus.max(2),
+    }
+}
+
+fn params(options: &MountOptions, settings: Settings, no_upper: bool) -> Params {
+    let default = Params::default();
+    Params {
+        redirect_dir: options.redirect_dir.unwrap_or(RedirectDir::On),
+        metacopy: options.metacopy.unwrap_or(default.metacopy),
+        index: options.index.unwrap_or(default.index),
+        no_sync: options.volatile || options.fsync == Some(false),
+        noacl: options.noacl,
+        static_nlink: options.static_nlink,
+        read_only: no_upper || options.read_only(),
+        ids: options.ids.clone(),
+        timeout: options.timeout.unwrap_or(default.timeout),
+        passthrough: settings.passthrough,
+        passthrough_lower: options
+            .passthrough_lower
+            .unwrap_or(default.passthrough_lower),
+        writeback: settings.writeback,
+    }
+}
+
+/// Mounts, and answers the kernel's first message.
+fn connect(
+    request: &MountRequest,
+    mountpoint: &Path,
+    device: Option<OwnedFd>,
+    name: &str,
+    union: &Arc<Union>,
+    settings: Settings,
+) -> Result<Session, MountError> {
+    let options = &request.options;
+    let source = options.fsname.clone().unwrap_or_else(|| name.into());
+    let mut mount = FuseMount {
+        mountpoint,
+        source: &source,
+        flags: options.flags,
+        allow_other: true,
+        security: &options.security,
+    };
+    let device = match device {
+        Some(device) => {
+            sys_mount::mount_fuse(device.as_fd(), &mount).map_err(|e| refused(mountpoint, e))?;
+            device
+        }
+        None => {
+            // For a plain user it takes the administrator's leave, so only where it is asked for.
+            mount.allow_other = options.allow_other || options.allow_root;
+            fusedev::mount_by_helper(&mount).map_err(|e| match e.kind() {
+                io::ErrorKind::NotFound => MountError::NotPermitted(
+                    mountpoint.to_owned(),
+                    "install fusermount3 (package fuse3), or run as root or by unshare -Urm".into(),
+                ),
+                _ => MountError::NotPermitted(mountpoint.to_owned(), e.to_string()),
+            })?
+        }
+    };
+    let access = if options.allow_root {
+        Access::RootAndOwner
+    } else {
+        Access::AsKernelSays
+    };
+    Session::new(union.clone(), device, access, settings).map_err(|e| {
+        if let Err(e) = sys_mount::unmount(mountpoint, true) {
+            log::warn!("{} is not unmounted: {e}", mountpoint.display());
+        }
+        MountError::Io("the kernel's first message", e)
+    })
+}
+
+fn refused(mountpoint: &Path, e: io::Error) -> MountError {
+    match e.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => MountError::NotPermitted(
+            mountpoint.to_owned(),
+            "the mount namespace is not the process's own: use unshare -Urm, or run as root".into(),
+        ),
+        Some(libc::EINVAL) => MountError::NotPermitted(
+            mountpoint.to_owned(),
+            "the kernel refuses the options".into(),
+        ),
+        _ => MountError::Path("mounting on", mountpoint.to_owned(), e),
+    }
+}

@@ -1,0 +1,185 @@
+//! Questions to a running mount: one line of JSON each way on a socket beside its record.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::MountError;
+use super::state::{self, Found, Record};
+use crate::fuse::Counters;
+use crate::union::{Change, Explanation, StatsSnapshot, Union};
+
+/// A client that says nothing must not keep others waiting.
+const CLIENT_LIMIT: Duration = Duration::from_secs(5);
+/// A diff of a large upper takes its time.
+const ANSWER_LIMIT: Duration = Duration::from_secs(600);
+/// Longer than any question: a path, in JSON.
+const LONGEST_QUESTION: u64 = 64 << 10;
+
+/// What can be asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Question {
+    Info,
+    Stats,
+    Diff,
+    /// The path from the mount's root, as bytes.
+    Explain(Vec<u8>),
+}
+
+/// What is answered: one of the two.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Answer<T> {
+    Ok(T),
+    Error(String),
+}
+
+/// What a mount tells of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Info {
+    /// Its record.
+    #[serde(flatten)]
+    pub record: Record,
+    /// The program's version.
+    pub version: String,
+    /// Files are served by the kernel where they can be.
+    pub passthrough: bool,
+    /// Writes are cached by the kernel.
+    pub writeback: bool,
+    /// Every change is refused.
+    pub read_only: bool,
+}
+
+/// A path of a socket is at most 107 bytes long, so it is reached by its directory's descriptor.
+fn by_descriptor<T>(path: &Path, reach: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let dir = File::open(parent)?;
+    reach(&PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name))
+}
+
+/// Answers questions until the process ends. The union may end before.
+pub(super) struct Control {
+    path: PathBuf,
+}
+
+impl Control {
+    pub(super) fn start(
+        dir: &Path,
+        info: Info,
+        union: &Arc<Union>,
+        counters: Arc<Counters>,
+    ) -> io::Result<Control> {
+        let path = state::socket_path(dir, &info.record.id);
+        let listener = by_descriptor(&path, |path| UnixListener::bind(path))?;
+        let union = Arc::downgrade(union);
+        thread::Builder::new()
+            .name("control".into())
+            .spawn(move || {
+                for client in listener.incoming() {
+                    let answered =
+                        client.and_then(|client| answer(client, &info, &union, &counters));
+                    if let Err(e) = answered {
+                        log::debug!("a question was not answered: {e}");
+                    }
+                }
+            })?;
+        Ok(Control { path })
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        if let Err(e) = std::fs::remove_file(&self.path) {
+            log::info!("{} is not removed: {e}", self.path.display());
+        }
+    }
+}
+
+fn answer(
+    client: UnixStream,
+    info: &Info,
+    union: &Weak<Union>,
+    counters: &Counters,
+) -> io::Result<()> {
+    client.set_read_timeout(Some(CLIENT_LIMIT))?;
+    client.set_write_timeout(Some(CLIENT_LIMIT))?;
+    let mut line = String::new();
+    BufReader::new((&client).take(LONGEST_QUESTION)).read_line(&mut line)?;
+    let question: Question = serde_json::from_str(&line)?;
+    let mut text = match (question, union.upgrade()) {
+        (_, None) => serde_json::to_vec(&Answer::<()>::Error("the mount is gone".into()))?,
+        (Question::Info, _) => serde_json::to_vec(&Answer::Ok(info))?,
+        (Question::Stats, Some(union)) => {
+            let mut stats = union.stats();
+            stats.operations = counters.snapshot();
+            serde_json::to_vec(&Answer::Ok(stats))?
+        }
+        (Question::Diff, Some(union)) => to_json(union.diff())?,
+        (Question::Explain(path), Some(union)) => {
+            use std::os::unix::ffi::OsStrExt;
+            let path = Path::new(std::ffi::OsStr::from_bytes(&path));
+            to_json(union.explain(path))?
+        }
+    };
+    text.push(b'\n');
+    (&client).write_all(&text)
+}
+
+fn to_json<T: Serialize>(result: crate::union::Result<T>) -> io::Result<Vec<u8>> {
+    let answer = match result {
+        Ok(value) => Answer::Ok(value),
+        Err(e) => Answer::Error(e.to_string()),
+    };
+    Ok(serde_json::to_vec(&answer)?)
+}
+
+fn put<T: for<'de> Deserialize<'de>>(found: &Found, question: &Question) -> Result<T, MountError> {
+    let path = state::socket_path(&found.dir, &found.record.id);
+    let asked = || -> io::Result<Answer<T>> {
+        let mut stream = by_descriptor(&path, |path| UnixStream::connect(path))?;
+        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+        let mut text = serde_json::to_vec(question)?;
+        text.push(b'\n');
+        stream.write_all(&text)?;
+        Ok(serde_json::from_reader(BufReader::new(stream))?)
+    };
+    match asked().map_err(|e| MountError::Path("the control socket", path.clone(), e))? {
+        Answer::Ok(value) => Ok(value),
+        Answer::Error(text) => Err(MountError::Answer(text)),
+    }
+}
+
+/// What a mount tells of itself.
+pub fn info(dir: &Path) -> Result<Info, MountError> {
+    put(&state::living_at(dir)?, &Question::Info)
+}
+
+/// Counters of a mount.
+pub fn stats(dir: &Path) -> Result<StatsSnapshot, MountError> {
+    put(&state::living_at(dir)?, &Question::Stats)
+}
+
+/// What a mount changes against its layers.
+pub fn diff(dir: &Path) -> Result<Vec<Change>, MountError> {
+    put(&state::living_at(dir)?, &Question::Diff)
+}
+
+/// Which layer a path in a mount comes from.
+pub fn explain(path: &Path) -> Result<Explanation, MountError> {
+    use std::os::unix::ffi::OsStrExt;
+    let (found, inside) = state::living_around(path)?;
+    put(
+        &found,
+        &Question::Explain(inside.as_os_str().as_bytes().to_vec()),
+    )
+}

@@ -1,0 +1,581 @@
+//! What `-o` says: the options of the kernel's overlayfs, of fuse-overlayfs, of FUSE and of `/etc/fstab`.
+//!
+//! Parsing is pure: nothing is opened, and relative paths stay as they are.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::error::OptionError;
+use super::mapping;
+use crate::layer::format::OverrideStat;
+use crate::sys::mount::{MountFlags, NOSYMFOLLOW};
+use crate::union::idmap::IdMaps;
+use crate::union::params::{PassthroughLower, RedirectDir};
+
+/// The options of one mount.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MountOptions {
+    /// `lowerdir`, topmost first.
+    pub lowers: Vec<PathBuf>,
+    /// `upperdir`.
+    pub upper: Option<PathBuf>,
+    /// `workdir`.
+    pub work: Option<PathBuf>,
+    /// `ro`, `nosuid` and the other flags of `mount(2)`.
+    pub flags: MountFlags,
+    /// `fsname`.
+    pub fsname: Option<OsString>,
+    /// `context` and its like, as the kernel takes them.
+    pub security: Vec<OsString>,
+    /// `allow_other`.
+    pub allow_other: bool,
+    /// `allow_root`.
+    pub allow_root: bool,
+    /// `redirect_dir`.
+    pub redirect_dir: Option<RedirectDir>,
+    /// `metacopy`.
+    pub metacopy: Option<bool>,
+    /// `index`.
+    pub index: Option<bool>,
+    /// `userxattr`.
+    pub userxattr: bool,
+    /// `volatile`.
+    pub volatile: bool,
+    /// `fsync`.
+    pub fsync: Option<bool>,
+    /// `uidmapping`, `gidmapping`, `squash_to_root`, `squash_to_uid`, `squash_to_gid`.
+    pub ids: IdMaps,
+    /// `xattr_permissions`.
+    pub override_stat: OverrideStat,
+    /// `noacl`.
+    pub noacl: bool,
+    /// `noxattrs`.
+    pub no_xattrs: bool,
+    /// `static_nlink`.
+    pub static_nlink: bool,
+    /// `timeout`.
+    pub timeout: Option<Duration>,
+    /// `writeback`.
+    pub writeback: Option<bool>,
+    /// `passthrough`.
+    pub passthrough: Option<bool>,
+    /// `passthrough_lower`.
+    pub passthrough_lower: Option<PassthroughLower>,
+    /// `debug`.
+    pub debug: bool,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        MountOptions {
+            lowers: Vec::new(),
+            upper: None,
+            work: None,
+            flags: MountFlags::empty(),
+            fsname: None,
+            security: Vec::new(),
+            allow_other: false,
+            allow_root: false,
+            redirect_dir: None,
+            metacopy: None,
+            index: None,
+            userxattr: false,
+            volatile: false,
+            fsync: None,
+            ids: IdMaps::default(),
+            override_stat: OverrideStat::Off,
+            noacl: false,
+            no_xattrs: false,
+            static_nlink: false,
+            timeout: None,
+            writeback: None,
+            passthrough: None,
+            passthrough_lower: None,
+            debug: false,
+        }
+    }
+}
+
+/// What a word of `/etc/fstab` and `mount(8)` does to the flags of `mount(2)`.
+enum Flag {
+    Set(MountFlags),
+    Clear(MountFlags),
+    Nothing,
+}
+
+fn flag(name: &str) -> Option<Flag> {
+    use Flag::{Clear, Nothing, Set};
+    Some(match name {
+        "ro" => Set(MountFlags::RDONLY),
+        "rw" => Clear(MountFlags::RDONLY),
+        "nosuid" => Set(MountFlags::NOSUID),
+        "suid" => Clear(MountFlags::NOSUID),
+        "nodev" => Set(MountFlags::NODEV),
+        "dev" => Clear(MountFlags::NODEV),
+        "noexec" => Set(MountFlags::NOEXEC),
+        "exec" => Clear(MountFlags::NOEXEC),
+        "sync" => Set(MountFlags::SYNCHRONOUS),
+        "async" => Clear(MountFlags::SYNCHRONOUS),
+        "dirsync" => Set(MountFlags::DIRSYNC),
+        "noatime" => Set(MountFlags::NOATIME),
+        "atime" => Clear(MountFlags::NOATIME),
+        "nodiratime" => Set(MountFlags::NODIRATIME),
+        "diratime" => Clear(MountFlags::NODIRATIME),
+        "relatime" => Set(MountFlags::RELATIME),
+        "norelatime" => Clear(MountFlags::RELATIME),
+        "strictatime" => Set(MountFlags::STRICTATIME),
+        "nostrictatime" => Clear(MountFlags::STRICTATIME),
+        "lazytime" => Set(MountFlags::LAZYTIME),
+        "nolazytime" => Clear(MountFlags::LAZYTIME),
+        "nosymfollow" => Set(NOSYMFOLLOW),
+        "symfollow" => Clear(NOSYMFOLLOW),
+        // Words for mount(8) itself, and those that FUSE has always been doing.
+        "defaults"
+        | "auto"
+        | "noauto"
+        | "nofail"
+        | "user"
+        | "nouser"
+        | "users"
+        | "owner"
+        | "group"
+        | "_netdev"
+        | "silent"
+        | "loud"
+        | "iversion"
+        | "noiversion"
+        | "nomand"
+        | "default_permissions"
+        | "big_writes"
+        | "async_read"
+        | "atomic_o_trunc"
+        | "nonempty"
+        | "use_ino"
+        | "readdir_ino"
+        | "intr"
+        | "clone_fd"
+        | "fast_ino_check"
+        | "override_creds"
+        | "no_auto_unmount" => Nothing,
+        _ => return None,
+    })
+}
+
+/// Options with a value that change nothing here: what they tune is chosen otherwise.
+const WITHOUT_EFFECT: &[&str] = &[
+    "subtype",
+    "blkdev",
+    "threaded",
+    "fast_ino",
+    "max_read",
+    "max_write",
+    "max_readahead",
+    "max_background",
+    "max_threads",
+    "max_idle_threads",
+    "congestion_threshold",
+    "comment",
+    "helper",
+    "uhelper",
+    "user",
+];
+
+/// Options that are known elsewhere, and why they are not here.
+const NOT_SUPPORTED: &[(&str, &str)] = &[
+    ("plugins", "layers are directories here"),
+    ("datadir+", "data-only layers cannot be read yet"),
+    (
+        "nooverride_creds",
+        "layers are reached with the daemon's rights",
+    ),
+    (
+        "auto_unmount",
+        "use acetate umount, which also takes away the mount of a dead daemon",
+    ),
+];
+
+impl MountOptions {
+    /// Parses the values of several `-o`, in their order.
+    pub fn parse<S: AsRef<OsStr>>(values: &[S]) -> Result<MountOptions, OptionError> {
+        let mut options = MountOptions::default();
+        for value in values {
+            options.add(value.as_ref())?;
+        }
+        options.check()?;
+        Ok(options)
+    }
+
+    fn add(&mut self, value: &OsStr) -> Result<(), OptionError> {
+        for option in split(value.as_bytes(), b',') {
+            if option.is_empty() {
+                continue;
+            }
+            let (name, value) = match option.iter().position(|b| *b == b'=') {
+                Some(at) => (&option[..at], Some(&option[at + 1..])),
+                None => (option, None),
+            };
+            let name = String::from_utf8_lossy(name);
+            match value {
+                None => self.word(&name)?,
+                Some(value) => self.assignment(&name, value)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// An option without a value.
+    fn word(&mut self, name: &str) -> Result<(), OptionError> {
+        match name {
+            "allow_other" => self.allow_other = true,
+            "allow_root" => self.allow_root = true,
+            "userxattr" => self.userxattr = true,
+            "volatile" => self.volatile = true,
+            "squash_to_root" => {
+                self.ids.squash_uid = Some(0);
+                self.ids.squash_gid = Some(0);
+            }
+            "noacl" => self.noacl = true,
+            "acl" => self.noacl = false,
+            "static_nlink" => self.static_nlink = true,
+            "debug" => self.debug = true,
+            _ => match flag(name) {
+                Some(Flag::Set(flag)) => self.flags |= flag,
+                Some(Flag::Clear(flag)) => self.flags -= flag,
+                Some(Flag::Nothing) => {}
+                None if name.starts_with("x-") || name.starts_with("X-") => {}
+                None => return Err(unknown(name)),
+            },
+        }
+        Ok(())
+    }
+
+    /// An option with a value.
+    fn assignment(&mut self, name: &str, raw: &[u8]) -> Result<(), OptionError> {
+        let text = String::from_utf8_lossy(raw);
+        let wrong = |expected| OptionError::Value {
+            name: name.to_owned(),
+            value: text.clone().into_owned(),
+            expected,
+        };
+        match name {
+            "lowerdir" => self.lowers.extend(lowers(raw)?),
+            "lowerdir+" => self.lowers.push(path(name, raw)?),
+            "upperdir" => self.upper = Some(path(name, raw)?),
+            "workdir" => self.work = Some(path(name, raw)?),
+            "fsname" => self.fsname = Some(OsString::from_vec(unescape(raw))),
+            "context" | "fscontext" | "defcontext" | "rootcontext" => {
+                let option = [name.as_bytes(), b"=", raw].concat();
+                self.security.push(OsString::from_vec(option));
+            }
+            "redirect_dir" => {
+                self.redirect_dir = Some(match &*text {
+                    "on" => RedirectDir::On,
+                    // As the kernel's `off`: none are made, and those that are there are followed.
+                    "off" | "follow" => RedirectDir::Follow,
+                    "nofollow" => RedirectDir::NoFollow,
+                    _ => return Err(wrong("on, off, follow or nofollow")),
+                });
+            }
+            "metacopy" => self.metacopy = Some(on_off(&text).ok_or_else(|| wrong("on or off"))?),
+            "index" => self.index = Some(on_off(&text).ok_or_else(|| wrong("on or off"))?),
+            // Inode numbers are unique and lasting whatever the layers, so there is nothing to choose.
+            "xino" if matches!(&*text, "on" | "off" | "auto") => {}
+            "xino" => return Err(wrong("on, off or auto")),
+            "uuid" if matches!(&*text, "on" | "off" | "auto" | "null") => {}
+            "uuid" => return Err(wrong("on, off, auto or null")),
+            "nfs_export" if text == "off" => {}
+            "nfs_export" => return Err(not_supported(name, "the mount cannot be exported")),
+            "verity" if text == "off" => {}
+            "verity" => {
+                return Err(not_supported(
+                    name,
+                    "digests of metacopy files are not checked",
+                ));
+            }
+            "uidmapping" => self.ids.uids = mapping::parse(name, &text)?,
+            "gidmapping" => self.ids.gids = mapping::parse(name, &text)?,
+            "squash_to_uid" => {
+                self.ids.squash_uid = Some(text.parse().map_err(|_| wrong("a user id"))?);
+            }
+            "squash_to_gid" => {
+                self.ids.squash_gid = Some(text.parse().map_err(|_| wrong("a group id"))?);
+            }
+            "xattr_permissions" => {
+                self.override_stat = match &*text {
+                    "0" => OverrideStat::Off,
+                    "1" => OverrideStat::Privileged,
+                    "2" => OverrideStat::User,
+                    _ => return Err(wrong("0, 1 or 2")),
+                };
+            }
+            "fsync" => self.fsync = Some(one_zero(&text).ok_or_else(|| wrong("0 or 1"))?),
+            "noxattrs" => self.no_xattrs = one_zero(&text).ok_or_else(|| wrong("0 or 1"))?,
+            "writeback" => self.writeback = Some(one_zero(&text).ok_or_else(|| wrong("0 or 1"))?),
+            "timeout" | "attr_timeout" | "entry_timeout" | "negative_timeout" => {
+                self.timeout = Some(seconds(&text).ok_or_else(|| wrong("a number of seconds"))?);
+            }
+            "passthrough" => {
+                self.passthrough = Some(on_off(&text).ok_or_else(|| wrong("on or off"))?);
+            }
+            "passthrough_lower" => {
+                self.passthrough_lower = Some(match &*text {
+                    "auto" => PassthroughLower::Auto,
+                    "always" => PassthroughLower::Always,
+                    "never" => PassthroughLower::Never,
+                    _ => return Err(wrong("auto, always or never")),
+                });
+            }
+            _ if WITHOUT_EFFECT.contains(&name)
+                || name.starts_with("x-")
+                || name.starts_with("X-") => {}
+            _ => return Err(unknown(name)),
+        }
+        Ok(())
+    }
+
+    /// Options that cannot both be meant.
+    fn check(&self) -> Result<(), OptionError> {
+        let conflict = |a, b| Err(OptionError::Conflict(a, b));
+        if self.upper.is_some() && self.work.is_none() {
+            return Err(OptionError::Needs("upperdir", "workdir"));
+        }
+        if self.volatile && self.fsync == Some(true) {
+            return conflict("volatile", "fsync=1");
+        }
+        if self.allow_other && self.allow_root {
+            return conflict("allow_other", "allow_root");
+        }
+        if self.metacopy == Some(true) && self.redirect_dir == Some(RedirectDir::NoFollow) {
+            return conflict("metacopy=on", "redirect_dir=nofollow");
+        }
+        if self.passthrough == Some(true) && self.writeback == Some(true) {
+            return conflict("passthrough=on", "writeback=1");
+        }
+        if self.passthrough == Some(false)
+            && matches!(self.passthrough_lower, Some(PassthroughLower::Always))
+        {
+            return conflict("passthrough=off", "passthrough_lower=always");
+        }
+        if self.ids.squash_uid.is_some() && !self.ids.uids.is_empty() {
+            return conflict("squash_to_uid", "uidmapping");
+        }
+        if self.ids.squash_gid.is_some() && !self.ids.gids.is_empty() {
+            return conflict("squash_to_gid", "gidmapping");
+        }
+        Ok(())
+    }
+
+    /// `ro`.
+    pub fn read_only(&self) -> bool {
+        self.flags.contains(MountFlags::RDONLY)
+    }
+}
+
+fn unknown(name: &str) -> OptionError {
+    match NOT_SUPPORTED.iter().find(|(known, _)| *known == name) {
+        Some((_, why)) => not_supported(name, why),
+        None => OptionError::Unknown(name.to_owned()),
+    }
+}
+
+fn not_supported(name: &str, why: &'static str) -> OptionError {
+    OptionError::NotSupported(name.to_owned(), why)
+}
+
+fn on_off(text: &str) -> Option<bool> {
+    match text {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
+    }
+}
+
+fn one_zero(text: &str) -> Option<bool> {
+    match text {
+        "1" => Some(true),
+        "0" => Some(false),
+        _ => None,
+    }
+}
+
+fn seconds(text: &str) -> Option<Duration> {
+    Duration::try_from_secs_f64(text.parse().ok()?).ok()
+}
+
+/// Cuts at a separator that is neither escaped by a backslash nor between double quotes.
+fn split(text: &[u8], separator: u8) -> Vec<&[u8]> {
+    let mut parts = Vec::new();
+    let (mut start, mut at, mut quoted) = (0, 0, false);
+    while at < text.len() {
+        match text[at] {
+            b'\\' => at += 1,
+            b'"' if quoted || text[..at].ends_with(b"=") => quoted = !quoted,
+            byte if byte == separator && !quoted => {
+                parts.push(&text[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    parts.push(&text[start..]);
+    parts
+}
+
+/// Takes the backslashes away that keep the next byte from meaning anything.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' => out.push(*bytes.next().unwrap_or(byte)),
+            _ => out.push(*byte),
+        }
+    }
+    out
+}
+
+fn path(name: &str, raw: &[u8]) -> Result<PathBuf, OptionError> {
+    if raw.is_empty() {
+        return Err(OptionError::Value {
+            name: name.to_owned(),
+            value: String::new(),
+            expected: "a path",
+        });
+    }
+    Ok(PathBuf::from(OsString::from_vec(unescape(raw))))
+}
+
+fn lowers(raw: &[u8]) -> Result<Vec<PathBuf>, OptionError> {
+    let parts = split(raw, b':');
+    if parts.windows(2).any(|pair| pair[1].is_empty()) && parts.len() > 2 {
+        return Err(not_supported(
+            "lowerdir=...::...",
+            "data-only layers cannot be read yet",
+        ));
+    }
+    parts
+        .into_iter()
+        .map(|part| path("lowerdir", part))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<MountOptions, OptionError> {
+        MountOptions::parse(&[text])
+    }
+
+    fn paths(names: &[&str]) -> Vec<PathBuf> {
+        names.iter().map(PathBuf::from).collect()
+    }
+
+    #[test]
+    fn directories() {
+        for (text, expected) in [
+            ("lowerdir=a", vec!["a"]),
+            ("lowerdir=/a:b:../c", vec!["/a", "b", "../c"]),
+            (r"lowerdir=a\:b:c\,d:e\\f", vec!["a:b", "c,d", r"e\f"]),
+            ("lowerdir=a:b,lowerdir=c", vec!["a", "b", "c"]),
+            ("lowerdir+=a:b,lowerdir+=c", vec!["a:b", "c"]),
+            ("ro,,lowerdir=a,", vec!["a"]),
+        ] {
+            assert_eq!(parse(text).unwrap().lowers, paths(&expected), "{text}");
+        }
+        let options = parse(r"lowerdir=l,upperdir=u\,1,workdir=w\:2").unwrap();
+        assert_eq!(options.upper, Some("u,1".into()));
+        assert_eq!(options.work, Some("w:2".into()));
+    }
+
+    #[test]
+    fn several_values_add_up() {
+        let options = MountOptions::parse(&["lowerdir=a,ro", "rw,volatile"]).unwrap();
+        assert_eq!(options.lowers, paths(&["a"]));
+        assert!(options.volatile && !options.read_only());
+    }
+
+    #[test]
+    fn every_ordinary_option_is_known() {
+        for text in [
+            "rw,suid,dev,exec,auto,nouser,async,relatime,lazytime,defaults,_netdev,nofail",
+            "ro,nosuid,nodev,noexec,noatime,nodiratime,strictatime,sync,dirsync,x-systemd.automount",
+            "redirect_dir=on,metacopy=on,index=on,xino=auto,uuid=null,nfs_export=off,verity=off",
+            "redirect_dir=nofollow,metacopy=off,index=off,xino=off,userxattr,volatile",
+            "threaded=1,clone_fd,max_write=131072,max_idle_threads=4,fast_ino_check,timeout=1.5",
+            "fsync=0,writeback=0,noxattrs=0,xattr_permissions=2,noacl,static_nlink,squash_to_root",
+            "allow_other,default_permissions,fsname=a b,subtype=x,debug,user=me,x-a=b,comment=c",
+            "passthrough=on,passthrough_lower=never",
+            "uidmapping=0:1000:1,gidmapping=0:1000:1:1:100000:65536",
+        ] {
+            parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        }
+    }
+
+    #[test]
+    fn values() {
+        let options = parse("redirect_dir=off,metacopy=off,index=on,timeout=0.5,fsync=0").unwrap();
+        assert_eq!(options.redirect_dir, Some(RedirectDir::Follow));
+        assert_eq!(options.metacopy, Some(false));
+        assert_eq!(options.index, Some(true));
+        assert_eq!(options.timeout, Some(Duration::from_millis(500)));
+        assert_eq!(options.fsync, Some(false));
+        let options = parse("squash_to_uid=5,squash_to_gid=6,xattr_permissions=1").unwrap();
+        assert_eq!(options.ids.squash_uid, Some(5));
+        assert_eq!(options.ids.squash_gid, Some(6));
+        assert_eq!(options.override_stat, OverrideStat::Privileged);
+    }
+
+    #[test]
+    fn flags_are_the_last_ones() {
+        let options = parse("ro,nosuid,rw,lazytime").unwrap();
+        assert_eq!(options.flags, MountFlags::NOSUID | MountFlags::LAZYTIME);
+        assert!(parse("ro").unwrap().read_only());
+    }
+
+    #[test]
+    fn a_quoted_context_keeps_its_commas() {
+        let text = "ro,context=\"system_u:object_r:container_file_t:s0:c1,c2\",volatile";
+        let options = parse(text).unwrap();
+        assert_eq!(
+            options.security,
+            ["context=\"system_u:object_r:container_file_t:s0:c1,c2\""]
+        );
+        assert!(options.volatile);
+    }
+
+    #[test]
+    fn wrong_options_are_named() {
+        for (text, part) in [
+            ("frobnicate", "unknown mount option \"frobnicate\""),
+            ("frob=1", "unknown mount option \"frob\""),
+            ("lowerdir=a::b", "data-only"),
+            ("lowerdir=", "a path is expected"),
+            ("lowerdir=a:", "a path is expected"),
+            ("datadir+=a", "\"datadir+\" is not supported"),
+            ("plugins=a", "\"plugins\" is not supported"),
+            ("verity=require", "\"verity\" is not supported"),
+            ("nfs_export=on", "\"nfs_export\" is not supported"),
+            ("redirect_dir=maybe", "on, off, follow or nofollow"),
+            ("metacopy=1", "on or off"),
+            ("timeout=soon", "a number of seconds"),
+            ("timeout=-1", "a number of seconds"),
+            ("uidmapping=1:2", "DISK:SHOWN:COUNT"),
+            ("squash_to_uid=root", "a user id"),
+            ("xattr_permissions=3", "0, 1 or 2"),
+            ("upperdir=u,lowerdir=l", "needs \"workdir\""),
+            ("volatile,fsync=1", "contradict"),
+            ("allow_other,allow_root", "contradict"),
+            ("metacopy=on,redirect_dir=nofollow", "contradict"),
+            ("passthrough=on,writeback=1", "contradict"),
+            ("squash_to_root,uidmapping=0:0:1", "contradict"),
+        ] {
+            let error = parse(text).expect_err(text).to_string();
+            assert!(error.contains(part), "{text}: {error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Uppers that nobody named: they lie in the store and are thrown away with their mount.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+
+use super::error::MountError;
+
+/// What is on its way out has this prefix.
+const GONE: &str = ".gone-";
+
+/// An upper and its workdir that this mount made.
+#[derive(Debug)]
+pub(super) struct PrivateUpper {
+    /// Immutable: holds `upper`, `work` and `lock`.
+    dir: PathBuf,
+    /// Held until the end: others see by it that the directory is in use.
+    lock: File,
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> MountError {
+    let path = path.to_owned();
+    move |e| MountError::Path("the private upper directory", path, e)
+}
+
+fn lock_file(path: &Path) -> io::Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+}
+
+/// Makes directories that only their owner may enter.
+fn make(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+impl PrivateUpper {
+    /// Makes one in the store at `root`, for layers of which `topmost` is the topmost.
+    pub(super) fn create(root: &Path, id: &str, topmost: &Path) -> Result<Self, MountError> {
+        let all = root.join("private");
+        make(&all).map_err(failed(&all))?;
+        let guard = whole(&all).map_err(failed(&all))?;
+        let dir = all.join(id);
+        let made = || -> io::Result<File> {
+            make(&dir)?;
+            let lock = lock_file(&dir.join("lock"))?;
+            rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+            pair(&dir, topmost)?;
+            Ok(lock)
+        };
+        let lock = made().map_err(failed(&dir))?;
+        drop(guard);
+        Ok(PrivateUpper { dir, lock })
+    }
+
+    pub(super) fn upper(&self) -> PathBuf {
+        self.dir.join("upper")
+    }
+
+    pub(super) fn work(&self) -> PathBuf {
+        self.dir.join("work")
+    }
+
+    /// Throws it away. Best effort: what is left over is swept by the next command.
+    pub(super) fn discard(self) {
+        discard(&self.dir);
+        drop(self.lock);
+    }
+}
+
+/// Makes `upper` and `work` in a directory, or takes those that are there. A new upper looks as the layer below it:
+/// its root's attributes are those of the merged root.
+pub(super) fn pair(dir: &Path, topmost: &Path) -> io::Result<()> {
+    make(&dir.join("work"))?;
+    let upper = dir.join("upper");
+    match DirBuilder::new().mode(0o700).create(&upper) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(e) => return Err(e),
+    }
+    let below = fs::metadata(topmost)?;
+    match std::os::unix::fs::chown(&upper, Some(below.uid()), Some(below.gid())) {
+        Ok(()) => {}
+        // A plain user owns what he makes.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            log::debug!("the owner of {} stays: {e}", upper.display());
+        }
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            log::debug!("the owner of {} has no name here: {e}", topmost.display());
+        }
+        Err(e) => return Err(e),
+    }
+    fs::set_permissions(&upper, Permissions::from_mode(below.mode() & 0o7777))?;
+    let time = below.modified()?;
+    File::open(&upper)?.set_times(fs::FileTimes::new().set_modified(time))
+}
+
+/// Held while a directory is made or swept, so that nothing half made is swept.
+fn whole(all: &Path) -> io::Result<File> {
+    let guard = lock_file(&all.join(".lock"))?;
+    rustix::fs::flock(&guard, FlockOperation::LockExclusive)?;
+    Ok(guard)
+}
+
+/// Takes away what daemons left that were killed.
+pub(super) fn sweep(root: &Path) {
+    let all = root.join("private");
+    match sweep_all(&all) {
+        Ok(()) => {}
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+            ) => {}
+        Err(e) => log::info!("{} is not swept: {e}", all.display()),
+    }
+}
+
+fn sweep_all(all: &Path) -> io::Result<()> {
+    fs::metadata(all)?;
+    let guard = whole(all)?;
+    let mut gone = Vec::new();
+    for entry in fs::read_dir(all)? {
+        let entry = entry?;
+        let path = entry.path();
+        if !entry.file_type()?.is_dir() {
+            continue;
+        }
+        if entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(GONE.as_bytes())
+        {
+            gone.push(path);
+            continue;
+        }
+        let lock = lock_file(&path.join("lock"))?;
+        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            gone.extend(set_aside(&path)?);
+        }
+    }
+    drop(guard);
+    for path in gone {
+        remove_tree(&path);
+    }
+    Ok(())
+}
+
+fn set_aside(dir: &Path) -> io::Result<Option<PathBuf>> {
+    let Some(name) = dir.file_name() else {
+        return Ok(None);
+    };
+    let mut new = OsStr::new(GONE).to_owned();
+    new.push(name);
+    let new = dir.with_file_name(new);
+    fs::rename(dir, &new)?;
+    Ok(Some(new))
+}
+
+fn discard(dir: &Path) {
+    match set_aside(dir) {
+        Ok(Some(aside)) => remove_tree(&aside),
+        Ok(None) => {}
+        Err(e) => log::warn!("{} is not thrown away: {e}", dir.display()),
+    }
+}
+
+/// Best effort: another process may be removing the same, and what stays is swept later.
+fn remove_tree(dir: &Path) {
+    let removed = match fs::remove_dir_all(dir) {
+        // A plain user's directories may lack the bits that let their owner in.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            open_up(dir).and_then(|()| fs::remove_dir_all(dir))
+        }
+        other => other,
+    };
+    match removed {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => log::warn!("{} is not removed: {e}", dir.display()),
+    }
+}
+
+fn open_up(dir: &Path) -> io::Result<()> {
+    let mut left = vec![dir.to_owned()];
+    while let Some(dir) = left.pop() {
+        fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                left.push(entry.path());
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_holds_is_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let layer = tempfile::tempdir().unwrap();
+        fs::set_permissions(layer.path(), Permissions::from_mode(0o751)).unwrap();
+        let held = PrivateUpper::create(root.path(), "held", layer.path()).unwrap();
+        let left = PrivateUpper::create(root.path(), "left", layer.path()).unwrap();
+        let (held_dir, left_dir) = (held.dir.clone(), left.dir.clone());
+        fs::create_dir(left.upper().join("closed")).unwrap();
+        fs::set_permissions(left.upper().join("closed"), Permissions::from_mode(0)).unwrap();
+        let mode = fs::metadata(held.upper()).unwrap().mode();
+        assert_eq!(mode & 0o7777, 0o751);
+        drop(left);
+        sweep(root.path());
+        assert!(held_dir.exists());
+        assert!(!left_dir.exists());
+        held.discard();
+        let left: Vec<_> = fs::read_dir(root.path().join("private"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(left, [".lock"]);
+    }
+}

@@ -1,0 +1,417 @@
+//! How other processes find a mount: one record per mount in the runtime directory, locked as long as its daemon lives.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::error::MountError;
+use super::runtime;
+use crate::sys::mount::{FS_TYPE, MountEntry, mount_table, unmount as sys_unmount};
+
+/// How long a daemon may take to end after its mount is gone; discarding a large upper takes its time.
+const END_LIMIT: Duration = Duration::from_secs(120);
+
+/// A path in JSON: a string where it is UTF-8, else its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum PathText {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+mod path_text {
+    use super::{OsStrExt, OsStringExt, PathBuf, PathText};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::ffi::OsString;
+
+    pub(super) fn serialize<S: Serializer>(path: &PathBuf, to: S) -> Result<S::Ok, S::Error> {
+        match path.to_str() {
+            Some(text) => PathText::Text(text.to_owned()),
+            None => PathText::Bytes(path.as_os_str().as_bytes().to_vec()),
+        }
+        .serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+        Ok(match PathText::deserialize(from)? {
+            PathText::Text(text) => text.into(),
+            PathText::Bytes(bytes) => OsString::from_vec(bytes).into(),
+        })
+    }
+}
+
+/// What a daemon leaves for others to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Names the mount among the others.
+    pub id: String,
+    /// Where it is mounted: absolute, without symlinks.
+    #[serde(with = "path_text")]
+    pub mountpoint: PathBuf,
+    /// The image, or how the mount calls itself.
+    pub source: String,
+    /// Topmost first.
+    pub layers: Vec<String>,
+    /// Where changes go.
+    pub upper: Option<String>,
+    /// The upper is thrown away at unmount.
+    pub private: bool,
+    /// The daemon.
+    pub pid: u32,
+    /// When it was mounted, in seconds since the epoch.
+    pub since: u64,
+    /// Where the daemon writes its log.
+    pub log: Option<String>,
+}
+
+/// What has become of a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountState {
+    /// It is mounted and served.
+    Mounted,
+    /// It was detached lazily, and is served until the last program lets go of it.
+    Detached,
+    /// It is still mounted, and nobody serves it.
+    Dead,
+}
+
+/// A mount that others can find. Dropped, it is not to be found any more.
+#[derive(Debug)]
+pub(super) struct Registration {
+    dir: PathBuf,
+    id: String,
+    /// Locked until the daemon ends.
+    _lock: File,
+}
+
+fn record_path(dir: &Path, id: &str) -> PathBuf {
+    dir.join(format!("{id}.json"))
+}
+
+pub(super) fn socket_path(dir: &Path, id: &str) -> PathBuf {
+    dir.join(format!("{id}.sock"))
+}
+
+impl Registration {
+    /// Publishes a record.
+    pub(super) fn new(dir: &Path, record: &Record) -> io::Result<Registration> {
+        let temporary = dir.join(format!("{}.new", record.id));
+        let mut file = File::create_new(&temporary)?;
+        // The lock is the file's, whatever its name.
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        file.write_all(&serde_json::to_vec(record)?)?;
+        fs::rename(&temporary, record_path(dir, &record.id))?;
+        Ok(Registration {
+            dir: dir.to_owned(),
+            id: record.id.clone(),
+            _lock: file,
+        })
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        remove(&record_path(&self.dir, &self.id));
+    }
+}
+
+/// Best effort: what stays is swept by the next command.
+fn remove(path: &Path) {
+    if let Err(e) = fs::remove_file(path)
+        && e.kind() != io::ErrorKind::NotFound
+    {
+        log::info!("{} is not removed: {e}", path.display());
+    }
+}
+
+/// A record that was found, and where.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) dir: PathBuf,
+    pub(super) record: Record,
+    pub(super) alive: bool,
+}
+
+fn is_locked(file: &File) -> io::Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(Errno::WOULDBLOCK) => Ok(true),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn read_record(path: &Path) -> io::Result<(Record, bool)> {
+    let file = File::open(path)?;
+    let alive = is_locked(&file)?;
+    Ok((serde_json::from_reader(file)?, alive))
+}
+
+/// All records, those of dead daemons included.
+fn records() -> Vec<Found> {
+    let mut found = Vec::new();
+    for dir in runtime::candidates() {
+        let Ok(entries) = fs::read_dir(&dir) else {
+            continue;
+        };
+        if !runtime::is_ours(&dir) {
+            continue;
+        }
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            match read_record(&path) {
+                Ok((record, alive)) => found.push(Found {
+                    dir: dir.clone(),
+                    record,
+                    alive,
+                }),
+                // It ended meanwhile.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => log::warn!("{} is not read: {e}", path.display()),
+            }
+        }
+    }
+    found.sort_by(|a, b| (a.record.since, &a.record.id).cmp(&(b.record.since, &b.record.id)));
+    found
+}
+
+/// Takes away what a dead daemon left, once its mount is gone as well.
+fn sweep(found: &Found) {
+    for extension in ["sock", "new", "json"] {
+        remove(&found.dir.join(format!("{}.{extension}", found.record.id)));
+    }
+}
+
+fn ours(entry: &MountEntry) -> bool {
+    entry.fs_type == FS_TYPE
+}
+
+/// All mounts of this user, oldest first. A mount that nobody left a record of is not among them.
+pub fn list() -> Result<Vec<(Record, MountState)>, MountError> {
+    let table = table()?;
+    let mut all = Vec::new();
+    for found in records() {
+        let mounted = table
+            .iter()
+            .any(|entry| ours(entry) && entry.mountpoint == found.record.mountpoint);
+        let state = match (mounted, found.alive) {
+            (true, true) => MountState::Mounted,
+            (true, false) => MountState::Dead,
+            (false, true) => MountState::Detached,
+            (false, false) => {
+                sweep(&found);
+                continue;
+            }
+        };
+        all.push((found.record, state));
+    }
+    // A dead mount whose place was taken by a living one is gone for all that matters.
+    let living: Vec<PathBuf> = all
+        .iter()
+        .filter(|(_, state)| *state == MountState::Mounted)
+        .map(|(record, _)| record.mountpoint.clone())
+        .collect();
+    all.retain(|(record, state)| {
+        *state != MountState::Dead || !living.contains(&record.mountpoint)
+    });
+    Ok(all)
+}
+
+fn table() -> Result<Vec<MountEntry>, MountError> {
+    mount_table().map_err(|e| MountError::Io("/proc/self/mountinfo", e))
+}
+
+/// The path without symlinks, and without asking what is mounted at its end, which may be dead.
+fn resolve(path: &Path) -> Result<PathBuf, MountError> {
+    let failed = |e| MountError::Path("the path", path.to_owned(), e);
+    let absolute = std::path::absolute(path).map_err(failed)?;
+    if let Ok(target) = fs::read_link(&absolute) {
+        let parent = absolute.parent().unwrap_or(Path::new("/"));
+        return parent.join(target).canonicalize().map_err(failed);
+    }
+    let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+        return absolute.canonicalize().map_err(failed);
+    };
+    Ok(parent.canonicalize().map_err(failed)?.join(name))
+}
+
+/// As far as it exists the path without symlinks, and the rest as it is.
+fn resolve_inside(path: &Path) -> Result<PathBuf, MountError> {
+    let failed = |e| MountError::Path("the path", path.to_owned(), e);
+    let absolute = std::path::absolute(path).map_err(failed)?;
+    let mut rest = Vec::new();
+    let mut at = absolute.as_path();
+    // The last name is never followed: a symlink has layers of its own.
+    while let (Some(parent), Some(name)) = (at.parent(), at.file_name()) {
+        rest.push(name);
+        match parent.canonicalize() {
+            Ok(mut resolved) => {
+                resolved.extend(rest.iter().rev());
+                return Ok(resolved);
+            }
+            Err(_) => at = parent,
+        }
+    }
+    Ok(absolute)
+}
+
+/// The mount at a directory.
+pub fn find(dir: &Path) -> Result<Record, MountError> {
+    living(&resolve(dir)?).map(|found| found.record)
+}
+
+pub(super) fn living(mountpoint: &Path) -> Result<Found, MountError> {
+    let mut found = records();
+    found.retain(|found| found.record.mountpoint == mountpoint);
+    match found.into_iter().max_by_key(|found| found.alive) {
+        Some(found) if found.alive => Ok(found),
+        Some(_) if is_mounted(mountpoint)? => Err(MountError::Dead(mountpoint.to_owned())),
+        _ => Err(MountError::NotMounted(mountpoint.to_owned())),
+    }
+}
+
+/// The mount that a directory is the mountpoint of.
+pub(super) fn living_at(dir: &Path) -> Result<Found, MountError> {
+    living(&resolve(dir)?)
+}
+
+/// The mount that a path lies in, and the path from the mount's root.
+pub(super) fn living_around(path: &Path) -> Result<(Found, PathBuf), MountError> {
+    let resolved = resolve_inside(path)?;
+    let table = table()?;
+    // A path lies in what is mounted deepest above it.
+    let around = table
+        .iter()
+        .rev()
+        .filter(|entry| resolved.starts_with(&entry.mountpoint))
+        .max_by_key(|entry| entry.mountpoint.components().count());
+    match around {
+        Some(entry) if ours(entry) => {
+            let found = living(&entry.mountpoint)?;
+            let inside = resolved
+                .strip_prefix(&entry.mountpoint)
+                .unwrap_or(Path::new(""))
+                .to_owned();
+            Ok((found, inside))
+        }
+        _ => Err(MountError::NotMounted(path.to_owned())),
+    }
+}
+
+fn is_mounted(mountpoint: &Path) -> Result<bool, MountError> {
+    let table = table()?;
+    let top = table
+        .iter()
+        .rev()
+        .find(|entry| entry.mountpoint == mountpoint);
+    Ok(top.is_some_and(ours))
+}
+
+/// Unmounts, and waits until the daemon has ended and let go of all layers. A dead mount is taken away.
+/// `lazy`: detaches the mount at once, and does not wait.
+pub fn unmount(dir: &Path, lazy: bool) -> Result<(), MountError> {
+    let mountpoint = resolve(dir)?;
+    if !is_mounted(&mountpoint)? {
+        return Err(MountError::NotMounted(mountpoint));
+    }
+    let found: Vec<Found> = records()
+        .into_iter()
+        .filter(|found| found.record.mountpoint == mountpoint)
+        .collect();
+    sys_unmount(&mountpoint, lazy).map_err(|e| match e.kind() {
+        io::ErrorKind::ResourceBusy => MountError::Busy(mountpoint.clone()),
+        _ => MountError::Path("unmounting", mountpoint.clone(), e),
+    })?;
+    for found in found {
+        if !found.alive {
+            sweep(&found);
+        } else if !lazy {
+            wait_for_end(&found)?;
+        }
+    }
+    Ok(())
+}
+
+fn wait_for_end(found: &Found) -> Result<(), MountError> {
+    let path = record_path(&found.dir, &found.record.id);
+    let failed = |e| MountError::Path("the record", path.clone(), e);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(failed(e)),
+    };
+    let start = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    while is_locked(&file).map_err(failed)? {
+        if start.elapsed() > END_LIMIT {
+            return Err(MountError::Answer(format!(
+                "{} is unmounted, but its daemon {} has not ended yet",
+                found.record.mountpoint.display(),
+                found.record.pid
+            )));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsString;
+
+    fn record(id: &str) -> Record {
+        Record {
+            id: id.into(),
+            mountpoint: PathBuf::from(OsString::from_vec(b"/a/\xff".to_vec())),
+            source: "s".into(),
+            layers: vec!["/l".into()],
+            upper: None,
+            private: false,
+            pid: 1,
+            since: 2,
+            log: None,
+        }
+    }
+
+    #[test]
+    fn a_record_lives_as_long_as_its_registration() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = record_path(dir.path(), "x");
+        let registration = Registration::new(dir.path(), &record("x")).unwrap();
+        let (read, alive) = read_record(&path).unwrap();
+        assert_eq!(read, record("x"));
+        assert!(alive);
+        let copy = dir.path().join("copy");
+        fs::hard_link(&path, &copy).unwrap();
+        drop(registration);
+        assert!(!path.exists());
+        assert!(!read_record(&copy).unwrap().1);
+    }
+
+    #[test]
+    fn a_path_that_is_gone_keeps_its_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        std::os::unix::fs::symlink("real", root.join("link")).unwrap();
+        fs::create_dir(root.join("real")).unwrap();
+        let inside = resolve_inside(&root.join("link/a/b")).unwrap();
+        assert_eq!(inside, root.join("real/a/b"));
+        // The last name is not followed.
+        assert_eq!(
+            resolve_inside(&root.join("link")).unwrap(),
+            root.join("link")
+        );
+        assert_eq!(resolve(&root.join("link")).unwrap(), root.join("real"));
+    }
+}

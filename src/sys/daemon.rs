@@ -1,0 +1,97 @@
+//! Going into the background.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, PipeReader, PipeWriter};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
+
+/// Which of the two processes is running.
+#[derive(Debug)]
+pub enum Forked {
+    /// The one that the command was started as: it waits for what the daemon says.
+    Parent {
+        /// What the daemon writes.
+        from_daemon: PipeReader,
+        /// The daemon.
+        daemon: Pid,
+    },
+    /// The new one.
+    Daemon {
+        /// Where it says that it is ready.
+        to_parent: PipeWriter,
+    },
+}
+
+/// Makes a second process. Fails when there are other threads, which would not exist in it.
+pub fn fork_daemon() -> io::Result<Forked> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other(
+            "cannot fork: the process has several threads",
+        ));
+    }
+    let (reader, writer) = io::pipe()?;
+    // SAFETY: this is the only thread, so no lock is held by a thread that the new process does not have.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(Forked::Parent {
+            from_daemon: reader,
+            daemon: child,
+        }),
+        ForkResult::Child => {
+            drop(reader);
+            setsid()?;
+            Ok(Forked::Daemon { to_parent: writer })
+        }
+    }
+}
+
+/// Waits for a daemon that has ended, and says how.
+pub fn how_it_ended(daemon: Pid) -> String {
+    match waitpid(daemon, None) {
+        Ok(WaitStatus::Exited(_, code)) => format!("it ended with exit code {code}"),
+        Ok(WaitStatus::Signaled(_, signal, _)) => format!("it was killed by {signal}"),
+        Ok(status) => format!("{status:?}"),
+        Err(e) => e.to_string(),
+    }
+}
+
+/// Standard input, output and error lead nowhere from now on.
+pub fn detach_stdio() -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    Ok(())
+}
+
+/// Descriptors that the process was started with, beside the standard three.
+#[derive(Debug)]
+pub struct Inherited(Vec<RawFd>);
+
+impl Inherited {
+    /// To be called before the process opens anything of its own.
+    pub fn at_start() -> io::Result<Inherited> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc/self/fd")? {
+            let number = entry?
+                .file_name()
+                .to_str()
+                .and_then(|n| n.parse::<RawFd>().ok());
+            found.extend(number.filter(|fd| *fd > 2));
+        }
+        // The one that read the directory is closed by now.
+        found.retain(|fd| std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok());
+        Ok(Inherited(found))
+    }
+
+    /// Closes them: a daemon must not keep its starter's pipes and locks alive. Paths such as `/proc/self/fd/N` among
+    /// the layers must have been opened by now.
+    pub fn close(self) {
+        for fd in self.0 {
+            // SAFETY: the descriptor was open when the process started, so nothing in it owns it.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
+}

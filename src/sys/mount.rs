@@ -1,0 +1,209 @@
+//! Mounting and unmounting of FUSE filesystems, directly or by `fusermount3`.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::io::Errno;
+pub use rustix::mount::MountFlags;
+use rustix::mount::UnmountFlags;
+
+/// The filesystem type as `mount` and `/proc/mounts` show it.
+pub const FS_TYPE: &str = "fuse.acetate";
+
+/// `nosymfollow`, which rustix does not name.
+pub const NOSYMFOLLOW: MountFlags = MountFlags::from_bits_retain(256);
+
+/// What the kernel is told of a FUSE mount.
+#[derive(Clone, Debug)]
+pub struct FuseMount<'a> {
+    /// Where it is mounted.
+    pub mountpoint: &'a Path,
+    /// What is shown as its source.
+    pub source: &'a OsStr,
+    /// The flags that every filesystem has.
+    pub flags: MountFlags,
+    /// Other users than the owner may enter.
+    pub allow_other: bool,
+    /// Options of security modules, such as `context=...`.
+    pub security: &'a [OsString],
+}
+
+/// Mounts by `mount(2)` on an open `/dev/fuse`. Needs `CAP_SYS_ADMIN` over the mount namespace.
+pub fn mount_fuse(device: BorrowedFd<'_>, mount: &FuseMount<'_>) -> io::Result<()> {
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
+        device.as_raw_fd(),
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    )
+    .into_bytes();
+    if mount.allow_other {
+        data.extend_from_slice(b",allow_other");
+    }
+    for option in mount.security {
+        data.push(b',');
+        data.extend_from_slice(option.as_bytes());
+    }
+    let data = CString::new(data)?;
+    Ok(rustix::mount::mount(
+        mount.source,
+        mount.mountpoint,
+        FS_TYPE,
+        mount.flags,
+        data.as_c_str(),
+    )?)
+}
+
+/// Unmounts. `lazy`: detaches the mount now, and lets it end when nobody uses it any more. A plain user's mount is
+/// given to `fusermount3`.
+pub fn unmount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
+    let mut flags = UnmountFlags::NOFOLLOW;
+    if lazy {
+        flags |= UnmountFlags::DETACH;
+    }
+    match rustix::mount::unmount(mountpoint, flags) {
+        Ok(()) => Ok(()),
+        Err(Errno::PERM) => unmount_by_helper(mountpoint, lazy),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn unmount_by_helper(mountpoint: &Path, lazy: bool) -> io::Result<()> {
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for helper in ["fusermount3", "fusermount"] {
+        let mut command = Command::new(helper);
+        command.arg("-u");
+        if lazy {
+            command.arg("-z");
+        }
+        command.arg("--").arg(mountpoint).stdin(Stdio::null());
+        match command.output() {
+            Ok(output) if output.status.success() => return Ok(()),
+            Ok(output) => {
+                let text = String::from_utf8_lossy(&output.stderr);
+                let text = text.trim();
+                let kind = if text.contains("busy") {
+                    io::ErrorKind::ResourceBusy
+                } else {
+                    io::ErrorKind::PermissionDenied
+                };
+                return Err(io::Error::new(kind, text.to_owned()));
+            }
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
+/// One line of the mount table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountEntry {
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// The filesystem type, such as `fuse.acetate`.
+    pub fs_type: String,
+    /// The device number, `MAJOR:MINOR`.
+    pub device: String,
+    /// What is mounted.
+    pub source: OsString,
+}
+
+/// The mounts that the process sees, those on top last.
+pub fn mount_table() -> io::Result<Vec<MountEntry>> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    Ok(table
+        .split(|b| *b == b'\n')
+        .filter_map(parse_entry)
+        .collect())
+}
+
+fn parse_entry(line: &[u8]) -> Option<MountEntry> {
+    let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
+    let end = fields.iter().position(|f| *f == b"-")?;
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    Some(MountEntry {
+        device: text(fields.get(2)?),
+        mountpoint: PathBuf::from(OsStr::from_bytes(&unescape(fields.get(4)?))),
+        fs_type: text(fields.get(end + 1)?),
+        source: OsStr::from_bytes(&unescape(fields.get(end + 2)?)).to_owned(),
+    })
+}
+
+/// The table writes blanks and backslashes as a backslash and three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let octal = tail.get(..3).filter(|digits| {
+            *first == b'\\' && digits.iter().all(|digit| (b'0'..b'8').contains(digit))
+        });
+        match octal {
+            Some(digits) => {
+                out.push(digits.iter().fold(0u8, |value, digit| {
+                    value.wrapping_mul(8).wrapping_add(digit - b'0')
+                }));
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+/// Whether the process is in the initial user namespace, where capabilities count for every filesystem.
+pub fn in_initial_user_namespace() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    /// `PROC_USER_INIT_INO` of the kernel.
+    const INITIAL: u64 = 0xEFFF_FFFD;
+    std::fs::metadata("/proc/self/ns/user").is_ok_and(|m| m.ino() == INITIAL)
+}
+
+/// Lets the kernel read ahead further than FUSE's 128 KiB on the mount of this device number.
+pub fn set_read_ahead(device: &str, kib: u32) -> io::Result<()> {
+    std::fs::write(
+        format!("/sys/class/bdi/{device}/read_ahead_kb"),
+        kib.to_string(),
+    )
+}
+
+/// The device number of what is mounted at a path, as the mount table writes it.
+pub fn device_of(path: &Path) -> io::Result<String> {
+    let device = rustix::fs::stat(path)?.st_dev;
+    Ok(format!(
+        "{}:{}",
+        rustix::fs::major(device),
+        rustix::fs::minor(device)
+    ))
+}
+
+/// Whether a path lies on a filesystem that is itself stacked on others.
+pub fn is_stacked(path: &Path) -> io::Result<bool> {
+    const OVERLAYFS: u64 = 0x794c_7630;
+    const FUSE: u64 = 0x6573_5546;
+    const ECRYPTFS: u64 = 0xf15f;
+    let magic = rustix::fs::statfs(path)?.f_type as u64;
+    Ok(matches!(magic, OVERLAYFS | FUSE | ECRYPTFS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_mount_table() {
+        let line = br"36 35 0:98 / /mnt/a\040b\134c rw,noatime master:1 - fuse.acetate x\011y rw";
+        let entry = parse_entry(line).unwrap();
+        assert_eq!(entry.mountpoint, Path::new("/mnt/a b\\c"));
+        assert_eq!(entry.fs_type, "fuse.acetate");
+        assert_eq!(entry.device, "0:98");
+        assert_eq!(entry.source, "x\ty");
+        assert_eq!(parse_entry(b""), None);
+    }
+}
