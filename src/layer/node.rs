@@ -67,6 +67,8 @@ pub(super) type Name = SmallVec<[u8; 64]>;
 pub(super) enum Spot {
     /// By a descriptor of its own, opened with `O_PATH`.
     Held(Arc<OwnedFd>),
+    /// The same of a directory.
+    Dir(Arc<OwnedFd>),
     /// By its parent's and a name; what stands there is to be verified.
     At(Arc<OwnedFd>, Name),
 }
@@ -259,7 +261,7 @@ impl PathNode {
                 return Ok(Spot::Held(fd.clone()));
             }
             if let Places::Root(fd) = &state.places {
-                return Ok(Spot::Held(fd.clone()));
+                return Ok(Spot::Dir(fd.clone()));
             }
         }
         if let Some(fd) = self
@@ -267,7 +269,7 @@ impl PathNode {
             .cache()
             .get(self.slot.load(Ordering::Relaxed), self.address())
         {
-            return Ok(Spot::Held(fd));
+            return Ok(Spot::Dir(fd));
         }
         let place = self.place(attempt)?;
         let dir = place.parent.dir_fd()?;
@@ -283,7 +285,7 @@ impl PathNode {
     pub(super) fn raw_stat(&self) -> io::Result<RawStat> {
         self.reach(|spot| {
             let stat = match spot {
-                Spot::Held(fd) => rustix::fs::fstat(fd)?,
+                Spot::Held(fd) | Spot::Dir(fd) => rustix::fs::fstat(fd)?,
                 Spot::At(dir, name) => {
                     rustix::fs::statat(dir, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW)?
                 }
@@ -297,8 +299,11 @@ impl PathNode {
     pub(super) fn open(&self, flags: OFlags) -> io::Result<OwnedFd> {
         self.reach(|spot| {
             let fd = match spot {
-                Spot::Held(fd) if flags.contains(OFlags::PATH) => fd.try_clone()?,
+                Spot::Held(fd) | Spot::Dir(fd) if flags.contains(OFlags::PATH) => fd.try_clone()?,
                 Spot::Held(fd) => crate::sys::path_fd::reopen(fd, flags)?,
+                Spot::Dir(fd) => {
+                    rustix::fs::openat(fd, ".", flags | OFlags::CLOEXEC, Mode::empty())?
+                }
                 Spot::At(dir, name) => rustix::fs::openat(
                     dir,
                     OsStr::from_bytes(name),
@@ -314,7 +319,7 @@ impl PathNode {
     /// A verified `O_PATH` descriptor: the only way to change anything.
     pub(super) fn path_fd(&self) -> io::Result<Arc<OwnedFd>> {
         self.reach(|spot| match spot {
-            Spot::Held(fd) => Ok(fd.clone()),
+            Spot::Held(fd) | Spot::Dir(fd) => Ok(fd.clone()),
             Spot::At(dir, name) => {
                 let fd = rustix::fs::openat(
                     dir,
@@ -406,6 +411,7 @@ impl Spot {
     pub(super) fn xattr_target(&self) -> crate::sys::xattr::Target<'_> {
         match self {
             Spot::Held(fd) => crate::sys::xattr::Target::Fd(fd.as_fd()),
+            Spot::Dir(fd) => crate::sys::xattr::Target::Dir(fd.as_fd()),
             Spot::At(dir, name) => {
                 crate::sys::xattr::Target::At(dir.as_fd(), OsStr::from_bytes(name))
             }
@@ -415,7 +421,7 @@ impl Spot {
     /// The same as a descriptor and a path below it, which is empty for the descriptor itself.
     pub(super) fn at(&self) -> (BorrowedFd<'_>, &OsStr) {
         match self {
-            Spot::Held(fd) => (fd.as_fd(), OsStr::new("")),
+            Spot::Held(fd) | Spot::Dir(fd) => (fd.as_fd(), OsStr::new("")),
             Spot::At(dir, name) => (dir.as_fd(), OsStr::from_bytes(name)),
         }
     }

@@ -283,7 +283,7 @@ impl Tree {
         {
             // By two components from the parent, so that a directory which is only listed is not opened.
             let found = node.reach(|spot| match spot {
-                Spot::Held(fd) => stat_name(fd.as_fd(), OsStr::new(DOT_OPAQUE)),
+                Spot::Held(fd) | Spot::Dir(fd) => stat_name(fd.as_fd(), OsStr::new(DOT_OPAQUE)),
                 Spot::At(dir, name) => {
                     let path = [name.as_slice(), b"/", DOT_OPAQUE.as_bytes()].concat();
                     stat_name(dir.as_fd(), OsStr::from_bytes(&path))
