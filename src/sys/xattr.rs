@@ -121,8 +121,8 @@ impl Operation<'_> {
                     )
                 })
             }
-            // SAFETY: path and name are terminated and outlive the call.
             Operation::Remove(name) => {
+                // SAFETY: path and name are terminated and outlive the call.
                 answer(unsafe { libc::syscall(REMOVEXATTRAT, dir, path, flags, name.as_ptr()) })
             }
         }

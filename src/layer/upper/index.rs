@@ -1,9 +1,11 @@
 //! The index: upper inodes by the lower ones they were copied from.
 //!
 //! An entry is a hard link in `index/` of the workdir, named by the lower's file handle in hexadecimal, as the kernel
-//! writes it. All names are in memory, so that a miss costs no system call.
+//! writes it. The kernel refuses a mount whose index holds an entry without an origin mark; so what cannot carry
+//! `user.` marks is kept in `acetate-index/` beside it, which the kernel ignores. All names are in memory, so that a
+//! miss costs no system call.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::io;
@@ -20,20 +22,28 @@ use super::{Node, OverlayHandle, Stat, Upper};
 use crate::layer::node::PathNode;
 use crate::layer::tree::{Tree, path_node};
 
-const NAME: &str = "index";
+/// The index directories: the kernel's, and that of what the kernel would not take.
+const NAMES: [&str; 2] = ["index", "acetate-index"];
 
-/// The index directory and the names in it.
+/// The index directories and the names in them.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    /// A leaf lock, but for the making of the directory.
+    /// A leaf lock, but for the making of a directory.
     state: RwLock<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// The directory, once it exists.
-    dir: Option<Arc<PathNode>>,
-    handles: HashSet<OverlayHandle>,
+    /// The directories, once they exist.
+    dirs: [Option<Arc<PathNode>>; 2],
+    /// In which of the two the entry of a handle is.
+    handles: HashMap<OverlayHandle, usize>,
+}
+
+impl State {
+    fn dir_of(&self, handle: &OverlayHandle) -> Option<Arc<PathNode>> {
+        self.dirs[*self.handles.get(handle)?].clone()
+    }
 }
 
 fn entry_name(handle: &OverlayHandle) -> OsString {
@@ -57,9 +67,13 @@ fn parse_entry_name(name: &OsStr) -> Option<OverlayHandle> {
         .map(OverlayHandle)
 }
 
-fn open_dir(tree: &Arc<Tree>, base: BorrowedFd<'_>) -> io::Result<Option<Arc<PathNode>>> {
+fn open_dir(
+    tree: &Arc<Tree>,
+    base: BorrowedFd<'_>,
+    name: &str,
+) -> io::Result<Option<Arc<PathNode>>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd: OwnedFd = match rustix::fs::openat(base, NAME, flags, Mode::empty()) {
+    let fd: OwnedFd = match rustix::fs::openat(base, name, flags, Mode::empty()) {
         Ok(fd) => fd,
         Err(Errno::NOENT) => return Ok(None),
         Err(e) => return Err(e.into()),
@@ -71,18 +85,23 @@ fn open_dir(tree: &Arc<Tree>, base: BorrowedFd<'_>) -> io::Result<Option<Arc<Pat
 impl Index {
     /// Reads the names in the index of a workdir, if it has one.
     pub(super) fn open(tree: &Arc<Tree>, base: BorrowedFd<'_>) -> io::Result<Index> {
-        let dir = open_dir(tree, base)?;
-        let mut handles = HashSet::new();
-        if let Some(dir) = &dir {
+        let mut state = State::default();
+        for (which, name) in NAMES.into_iter().enumerate() {
+            let Some(dir) = open_dir(tree, base, name)? else {
+                continue;
+            };
             let fd = dir.dir_fd()?;
             super::open::let_owner_in(fd.as_fd())?;
             tree.for_each_entry(fd.as_fd(), |name, _, _| {
-                handles.extend(parse_entry_name(name));
+                if let Some(handle) = parse_entry_name(name) {
+                    state.handles.insert(handle, which);
+                }
                 Ok(ControlFlow::Continue(()))
             })?;
+            state.dirs[which] = Some(dir);
         }
         Ok(Index {
-            state: RwLock::new(State { dir, handles }),
+            state: RwLock::new(state),
         })
     }
 }
@@ -90,12 +109,8 @@ impl Index {
 impl Upper {
     /// The upper inode that was copied up from the lower inode of this handle. Answered from memory when there is none.
     pub fn index_lookup(&self, handle: &OverlayHandle) -> io::Result<Option<(Node, Stat)>> {
-        let dir = {
-            let state = self.index.state.read();
-            match &state.dir {
-                Some(dir) if state.handles.contains(handle) => dir.clone(),
-                _ => return Ok(None),
-            }
+        let Some(dir) = self.index.state.read().dir_of(handle) else {
+            return Ok(None);
         };
         let name = entry_name(handle);
         let raw = match rustix::fs::statat(&*dir.dir_fd()?, &name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -121,20 +136,19 @@ impl Upper {
     /// Records the upper inode of a lower inode with several links.
     pub fn index_add(&self, handle: &OverlayHandle, node: &Node) -> io::Result<()> {
         let fd = path_node(node)?.path_fd()?;
-        let dir = self.index_dir()?;
+        let kernels = !self.needs_sidecar(rustix::fs::fstat(&fd)?.st_mode);
+        let which = usize::from(!kernels);
+        let dir = self.index_dir(which)?;
         crate::sys::path_fd::link(fd, &*dir.dir_fd()?, &entry_name(handle))?;
-        self.index.state.write().handles.insert(handle.clone());
+        let mut state = self.index.state.write();
+        state.handles.insert(handle.clone(), which);
         Ok(())
     }
 
     /// Forgets it; no error when there is none.
     pub fn index_remove(&self, handle: &OverlayHandle) -> io::Result<()> {
-        let dir = {
-            let state = self.index.state.read();
-            match &state.dir {
-                Some(dir) if state.handles.contains(handle) => dir.clone(),
-                _ => return Ok(()),
-            }
+        let Some(dir) = self.index.state.read().dir_of(handle) else {
+            return Ok(());
         };
         match rustix::fs::unlinkat(&*dir.dir_fd()?, entry_name(handle), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
@@ -144,16 +158,19 @@ impl Upper {
         Ok(())
     }
 
-    fn index_dir(&self) -> io::Result<Arc<PathNode>> {
-        if let Some(dir) = &self.index.state.read().dir {
+    fn index_dir(&self, which: usize) -> io::Result<Arc<PathNode>> {
+        if let Some(dir) = &self.index.state.read().dirs[which] {
             return Ok(dir.clone());
         }
-        match rustix::fs::mkdirat(&self.work.base, NAME, Mode::from_raw_mode(0o700)) {
+        let name = NAMES[which];
+        match rustix::fs::mkdirat(&self.work.base, name, Mode::from_raw_mode(0o700)) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(e) => return Err(e.into()),
         }
-        let made = open_dir(&self.tree, self.work.base.as_fd())?.ok_or(Errno::NOENT)?;
-        Ok(self.index.state.write().dir.get_or_insert(made).clone())
+        let made = open_dir(&self.tree, self.work.base.as_fd(), name)?.ok_or(Errno::NOENT)?;
+        Ok(self.index.state.write().dirs[which]
+            .get_or_insert(made)
+            .clone())
     }
 }
 

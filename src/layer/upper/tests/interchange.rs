@@ -35,6 +35,7 @@ fn lower(dir: &Path) -> DirLayer {
     }
     std::fs::hard_link(dir.join("l/one"), dir.join("l/two")).unwrap();
     std::os::unix::fs::symlink("one", dir.join("l/s")).unwrap();
+    std::fs::hard_link(dir.join("l/s"), dir.join("l/s2")).unwrap();
     open_lower(dir)
 }
 
@@ -103,8 +104,23 @@ fn the_kernel_reads_what_is_written() {
                 .publish(staged, &root, name("one"), Replace::Nothing)
                 .unwrap();
         }
+        // A symlink with two names: without an origin the kernel takes no entry for it.
+        let staged = upper.stage(Stage::Symlink(name("one"))).unwrap();
+        let lower_s = lower_node(&layer, "s");
+        let s_handle = layer.handle(&lower_s.node).unwrap().unwrap();
+        staged.set_mark(&Mark::Origin(s_handle.clone())).unwrap();
+        staged.set_mark(&Mark::Nlink(Some("U+0".into()))).unwrap();
+        upper.index_add(&s_handle, staged.node()).unwrap();
+        upper
+            .publish(staged, &root, name("s"), Replace::Nothing)
+            .unwrap();
+        assert!(upper.index_lookup(&s_handle).unwrap().is_some());
         drop((fixture, root, dir, opaque));
-        let extra = if trusted { FEATURES } else { ",userxattr" };
+        let extra = if trusted {
+            FEATURES
+        } else {
+            ",userxattr,index=on"
+        };
         let mount = kernel_mount(temp.path(), extra).expect("the kernel refuses it");
         let list = |path: &str| {
             let mut names: Vec<String> = std::fs::read_dir(mount.0.join(path))
