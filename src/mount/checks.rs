@@ -147,6 +147,10 @@ pub(super) fn mountpoint(path: &Path) -> Result<PathBuf, MountError> {
     let table = mount_table().map_err(|e| MountError::Io("/proc/self/mountinfo", e))?;
     let top = table.iter().rev().find(|entry| entry.mountpoint == path);
     if top.is_some_and(|entry| entry.fs_type == FS_TYPE) {
+        // Attributes may be answered from the kernel's memory, this is not.
+        if rustix::fs::statfs(&path).err() == Some(rustix::io::Errno::NOTCONN) {
+            return Err(MountError::Dead(path));
+        }
         return Err(MountError::Mountpoint {
             path,
             what: "has an acetate mount already: take that away by acetate umount",

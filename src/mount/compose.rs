@@ -11,6 +11,7 @@ use super::error::MountError;
 use super::options::MountOptions;
 use super::private::{self, PrivateUpper};
 use crate::fuse::{Access, Session, Settings};
+use crate::image::{LayerGuard, Store};
 use crate::layer::Layer;
 use crate::layer::dir::{DirLayer, LayerOptions};
 use crate::layer::fdcache::FdCache;
@@ -61,6 +62,8 @@ pub(super) struct Mounted {
     pub(super) layers: Vec<PathBuf>,
     pub(super) upper: Option<PathBuf>,
     pub(super) private: Option<PrivateUpper>,
+    /// Keeps the layers of an image from being removed.
+    pub(super) guard: Option<LayerGuard>,
 }
 
 /// What the process may do, which decides how the mount is made.
@@ -82,29 +85,67 @@ impl Rights {
     }
 }
 
-/// Where the layers and the upper lie.
+/// Where the lower layers lie.
 struct Sources {
     /// For people.
     name: String,
     lowers: Vec<PathBuf>,
     /// They were unpacked here, so that they hold no metacopies.
     unpacked: bool,
+    /// Keeps them from being removed.
+    guard: Option<LayerGuard>,
 }
 
-/// Checks all, then opens the layers, makes the union and mounts it.
-pub(super) fn compose(request: &MountRequest, id: &str) -> Result<Mounted, MountError> {
-    let limit = checks::raise_file_limit();
-    compose_within(request, id).map_err(|e| checks::explain_file_limit(e, limit))
+/// What a mount needs before anything of it is made.
+pub(super) struct Prepared {
+    rights: Rights,
+    mountpoint: PathBuf,
+    passthrough: bool,
+    /// `None`: `fusermount3` is to open it.
+    device: Option<OwnedFd>,
+    sources: Sources,
+    /// How many files the process may have open.
+    file_limit: u64,
 }
 
-fn compose_within(request: &MountRequest, id: &str) -> Result<Mounted, MountError> {
-    let options = &request.options;
+/// Checks what can be checked at once, and finds the layers, for which an image may have to be unpacked.
+pub(super) fn prepare(request: &MountRequest) -> Result<Prepared, MountError> {
+    let file_limit = checks::raise_file_limit();
     let rights = Rights::of_this_process();
-    let mountpoint = checks::mountpoint(&request.mountpoint)?;
-    let passthrough = wants_passthrough(options, rights)?;
-    let device = open_device(rights)?;
-    let sources = sources(request)?;
+    Ok(Prepared {
+        rights,
+        mountpoint: checks::mountpoint(&request.mountpoint)?,
+        passthrough: wants_passthrough(&request.options, rights)?,
+        device: open_device(rights)?,
+        sources: sources(request)?,
+        file_limit,
+    })
+}
 
+/// Opens the layers, makes the union and mounts it.
+pub(super) fn compose(
+    request: &MountRequest,
+    prepared: Prepared,
+    id: &str,
+) -> Result<Mounted, MountError> {
+    let limit = prepared.file_limit;
+    compose_within(request, prepared, id).map_err(|e| checks::explain_file_limit(e, limit))
+}
+
+fn compose_within(
+    request: &MountRequest,
+    prepared: Prepared,
+    id: &str,
+) -> Result<Mounted, MountError> {
+    let options = &request.options;
+    let Prepared {
+        rights,
+        mountpoint,
+        passthrough,
+        device,
+        sources,
+        ..
+    } = prepared;
     let mut lowers = find_all(Role::Lower, &sources.lowers)?;
     let mut uppers = Vec::new();
     if let (Some(upper), Some(work)) = (&options.upper, &options.work) {
@@ -187,6 +228,7 @@ fn compose_within(request: &MountRequest, id: &str) -> Result<Mounted, MountErro
         layers: lowers.into_iter().map(|place| place.path).collect(),
         upper: uppers.into_iter().next().map(|place| place.path),
         private,
+        guard: sources.guard,
     })
 }
 
@@ -199,8 +241,18 @@ fn sources(request: &MountRequest) -> Result<Sources, MountError> {
             },
             lowers: request.options.lowers.clone(),
             unpacked: false,
+            guard: None,
         }),
-        Source::Image(_) => Err(MountError::NothingToMount),
+        Source::Image(image) => {
+            let store = Store::open(&request.root)?;
+            let prepared = store.prepare(image, request.platform.as_deref())?;
+            Ok(Sources {
+                name: prepared.name,
+                lowers: prepared.layers,
+                unpacked: true,
+                guard: Some(prepared.guard),
+            })
+        }
     }
 }
 

@@ -9,12 +9,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{SigSet, Signal};
 
-use super::compose::{MountRequest, Mounted, compose};
+use super::compose::{MountRequest, Mounted, compose, prepare};
 use super::control::{Control, Info};
 use super::error::MountError;
 use super::state::{Record, Registration};
 use super::{private, runtime};
-use crate::sys::daemon::{Forked, Inherited, detach_stdio, fork_daemon, how_it_ended};
+use crate::sys::daemon::{
+    Forked, Inherited, detach_stdio, fork_daemon, how_it_ended, outlive_starter,
+};
 use crate::sys::mount as sys_mount;
 
 /// The kernel reads ahead as far as on a disk that is striped; FUSE's own limit is 128 KiB.
@@ -118,28 +120,32 @@ fn serve(
     log: Option<&Path>,
     starter: Option<Starter>,
 ) -> Result<(), MountError> {
+    let id = new_id();
+    let runtime = runtime::create();
+    let dir = runtime.as_deref().ok();
+    let log = Log::start(log, dir, &id, starter.is_some(), request.options.debug)?;
+    if let Err(e) = &runtime {
+        log::warn!("the mount cannot be asked anything, as there is no place for its socket: {e}");
+    }
+    match start(request, &id) {
+        Ok((mounted, signals)) => run(mounted, id, dir, log, signals, starter),
+        Err(e) => {
+            // The starter is told.
+            log.remove();
+            Err(e)
+        }
+    }
+}
+
+fn start(request: &MountRequest, id: &str) -> Result<(Mounted, SigSet), MountError> {
+    // Unpacking an image may take long: until it is done signals end the process.
+    let prepared = prepare(request)?;
     // Blocked before there is any other thread, so that only the one that waits for them takes them.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals
         .thread_block()
         .map_err(|e| MountError::Io("signals", e.into()))?;
-    let id = new_id();
-    let runtime = match runtime::create() {
-        Ok(dir) => Some(dir),
-        Err(e) => {
-            eprintln!("acetate: no directory for the control socket: {e}");
-            None
-        }
-    };
-    let log = Log::start(
-        log,
-        runtime.as_deref(),
-        &id,
-        starter.is_some(),
-        request.options.debug,
-    )?;
-    let mounted = compose(request, &id)?;
-    run(mounted, id, runtime.as_deref(), log, signals, starter)
+    Ok((compose(request, prepared, id)?, signals))
 }
 
 fn run(
@@ -158,6 +164,7 @@ fn run(
         layers,
         upper,
         private,
+        guard,
     } = mounted;
     let record = Record {
         id,
@@ -214,6 +221,7 @@ fn run(
         .unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
     // The layers first: whoever waits for the mount to be gone may want to unmount what they lie on.
     drop(union);
+    drop(guard);
     if let Some(private) = private {
         private.discard();
     }
@@ -248,6 +256,7 @@ fn tell_starter(starter: Starter) -> Result<(), MountError> {
     } = starter;
     let told = || -> io::Result<()> {
         std::env::set_current_dir("/")?;
+        outlive_starter()?;
         detach_stdio()?;
         inherited.close();
         to_parent.write_all(&[0])
@@ -319,12 +328,22 @@ impl Log {
         })
     }
 
+    /// Nothing more is written: an empty log is of no use.
     fn end(&self) {
-        let Some(path) = self.path.as_deref().filter(|_| self.default) else {
-            return;
-        };
-        let empty = std::fs::metadata(path).is_ok_and(|found| found.len() == 0);
-        if empty && let Err(e) = std::fs::remove_file(path) {
+        let written = self
+            .path
+            .as_deref()
+            .and_then(|path| std::fs::metadata(path).ok())
+            .is_some_and(|found| found.len() != 0);
+        if !written {
+            self.remove();
+        }
+    }
+
+    fn remove(&self) {
+        if let Some(path) = self.path.as_deref().filter(|_| self.default)
+            && let Err(e) = std::fs::remove_file(path)
+        {
             log::info!("{} is not removed: {e}", path.display());
         }
     }

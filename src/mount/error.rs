@@ -45,6 +45,9 @@ pub enum MountError {
     /// The upper cannot be used.
     #[error("{0}")]
     Upper(#[from] UpperError),
+    /// The image cannot be used.
+    #[error("{0}")]
+    Image(#[from] crate::image::ImageError),
     /// The layers together make no filesystem.
     #[error("{0}")]
     Union(#[from] union::Error),

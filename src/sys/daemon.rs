@@ -7,6 +7,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 /// Which of the two processes is running.
 #[derive(Debug)]
@@ -42,9 +43,16 @@ pub fn fork_daemon() -> io::Result<Forked> {
         ForkResult::Child => {
             drop(reader);
             setsid()?;
+            // Whoever interrupts the starter means this process too, until the mount answers.
+            set_parent_process_death_signal(Some(Signal::TERM))?;
             Ok(Forked::Daemon { to_parent: writer })
         }
     }
+}
+
+/// The daemon goes on when its starter ends.
+pub fn outlive_starter() -> io::Result<()> {
+    Ok(set_parent_process_death_signal(None)?)
 }
 
 /// Waits for a daemon that has ended, and says how.
