@@ -39,15 +39,35 @@ pub(crate) fn resolve(
     wanted: &Wanted,
     limits: &Limits,
 ) -> Result<Resolved, ImageError> {
-    let mut images = resolve_listed(files, tag, limits)?;
-    let image = if images.len() == 1 {
-        images.remove(0)
-    } else {
-        return Err(ImageError::SeveralImages {
+    let images = resolve_listed(files, tag, limits)?;
+    match &images[..] {
+        [image] => resolve_image(files, image, wanted, limits),
+        _ => Err(ImageError::SeveralImages {
             name: files.name().to_owned(),
             have: images.iter().map(ArchiveImage::shown).collect(),
-        });
-    };
+        }),
+    }
+}
+
+/// All images of the archive, or all that `tag` names.
+pub(crate) fn resolve_all(
+    files: &Files,
+    tag: Option<&str>,
+    wanted: &Wanted,
+    limits: &Limits,
+) -> Result<Vec<Resolved>, ImageError> {
+    resolve_listed(files, tag, limits)?
+        .iter()
+        .map(|image| resolve_image(files, image, wanted, limits))
+        .collect()
+}
+
+fn resolve_image(
+    files: &Files,
+    image: &ArchiveImage,
+    wanted: &Wanted,
+    limits: &Limits,
+) -> Result<Resolved, ImageError> {
     let config_bytes = files
         .document(image.config.as_bytes(), limits)?
         .ok_or_else(|| missing(files, &image.config))?;
@@ -65,7 +85,7 @@ pub(crate) fn resolve(
     }
     Resolved::new(
         files.name(),
-        image.tags().first().cloned(),
+        image.tags().to_vec(),
         id,
         config_bytes,
         blobs,

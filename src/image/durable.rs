@@ -23,6 +23,15 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8], tmp: &Path) -> Result<(), Im
     sync_parent(path)
 }
 
+/// Renames a file, whose content is durable, to its place.
+pub(crate) fn publish(from: &Path, to: &Path) -> Result<(), ImageError> {
+    if let Some(parent) = to.parent() {
+        std::fs::create_dir_all(parent).map_err(ImageError::io("create", parent))?;
+    }
+    std::fs::rename(from, to).map_err(ImageError::io("write", to))?;
+    sync_parent(to)
+}
+
 /// Makes the entry `path` of its folder durable.
 pub(crate) fn sync_parent(path: &Path) -> Result<(), ImageError> {
     let Some(parent) = path.parent() else {

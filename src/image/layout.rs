@@ -50,8 +50,51 @@ impl Layout<'_> {
         tag: Option<&str>,
         wanted: &Wanted,
     ) -> Result<Resolved, ImageError> {
-        let index = self.index()?;
-        let candidates: Vec<Candidate> = index
+        let chosen = self.by_name(self.candidates()?, tag)?;
+        self.choose(chosen, wanted)
+    }
+
+    /// All images of the index, or all that `tag` names: one for each name, and one for those without.
+    pub(crate) fn resolve_all(
+        &self,
+        tag: Option<&str>,
+        wanted: &Wanted,
+    ) -> Result<Vec<Resolved>, ImageError> {
+        let mut candidates = self.candidates()?;
+        if let Some(tag) = tag {
+            candidates = self.by_name(candidates, Some(tag))?;
+        }
+        let mut groups: Vec<Vec<Candidate>> = Vec::new();
+        for candidate in candidates {
+            let same = groups.iter_mut().find(|group| {
+                let first = &group[0];
+                match (&first.names[..], &candidate.names[..]) {
+                    ([], []) => first.descriptor.platform().is_some(),
+                    (a, b) => a == b,
+                }
+            });
+            match same {
+                Some(group) => group.push(candidate),
+                None => groups.push(vec![candidate]),
+            }
+        }
+        let mut images: Vec<Resolved> = Vec::new();
+        for group in groups {
+            if group.iter().all(|c| is_attestation(&c.descriptor)) {
+                continue;
+            }
+            let image = self.choose(group, wanted)?;
+            match images.iter_mut().find(|other| other.same_manifest(&image)) {
+                Some(other) => other.names.extend(image.names),
+                None => images.push(image),
+            }
+        }
+        Ok(images)
+    }
+
+    fn candidates(&self) -> Result<Vec<Candidate>, ImageError> {
+        let candidates: Vec<Candidate> = self
+            .index()?
             .manifests()
             .iter()
             .map(|descriptor| Candidate {
@@ -62,15 +105,22 @@ impl Layout<'_> {
         if candidates.is_empty() {
             return Err(self.no_image("its index is empty"));
         }
-        let chosen = self.by_name(candidates, tag)?;
-        let name = chosen
-            .iter()
-            .flat_map(|c| c.names.iter())
-            .max_by_key(|name| name.len())
-            .cloned();
+        Ok(candidates)
+    }
+
+    fn choose(&self, chosen: Vec<Candidate>, wanted: &Wanted) -> Result<Resolved, ImageError> {
+        // Where an entry has a whole name and a tag, the name says it all.
+        let mut names: Vec<String> = Vec::new();
+        for candidate in &chosen {
+            if let Some(name) = candidate.names.first()
+                && !names.contains(name)
+            {
+                names.push(name.clone());
+            }
+        }
         let descriptors = chosen.into_iter().map(|c| c.descriptor).collect();
         let (manifest, bytes) = self.manifest(descriptors, wanted, 0)?;
-        self.image(name, &manifest, bytes)
+        self.image(names, &manifest, bytes)
     }
 
     fn no_image(&self, why: impl Into<String>) -> ImageError {
@@ -226,7 +276,7 @@ impl Layout<'_> {
     /// What a manifest says, each part checked.
     fn image(
         &self,
-        name: Option<String>,
+        names: Vec<String>,
         manifest: &ImageManifest,
         bytes: ManifestBytes,
     ) -> Result<Resolved, ImageError> {
@@ -250,7 +300,7 @@ impl Layout<'_> {
         let explicit = bytes.explicit.clone();
         Resolved::new(
             self.files.name(),
-            name,
+            names,
             config.digest().clone(),
             config_bytes,
             blobs,

@@ -12,6 +12,7 @@
 //! ```
 
 mod archive;
+mod catalog;
 mod compress;
 mod durable;
 mod error;
@@ -19,21 +20,28 @@ mod files;
 mod hash;
 mod layout;
 mod limits;
+mod load;
 mod lock;
 mod platform;
 mod prepare;
+mod prune;
 mod reference;
 mod remove;
 mod resolve;
+mod save;
 mod source;
 mod store;
 mod tarball;
+mod tee;
 mod unpack;
 
+pub use catalog::StoredImage;
 pub use error::ImageError;
 pub use limits::Limits;
 pub use prepare::PreparedImage;
+pub use prune::Removed;
 pub use reference::Reference;
+pub use save::SaveFormat;
 pub use store::{LayerGuard, Store};
 pub use tarball::TarError;
 pub use unpack::{LayerInfo, Ownership};

@@ -14,7 +14,7 @@ use super::platform::Wanted;
 use super::reference::Reference;
 use super::resolve::Resolved;
 use super::source::{self, Source};
-use super::store::{LayerGuard, Store};
+use super::store::{Keep, LayerGuard, Store};
 
 /// An image whose layers are there and stay there while `guard` is held.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl Store {
     ) -> Result<PreparedImage, ImageError> {
         let wanted = Wanted::new(platform)?;
         let image = self.find(source, &wanted)?;
-        let guard = self.ensure_layers(&image.layers)?;
+        let guard = self.ensure_layers(&image.layers, Keep::Tree)?;
         let mut seen = HashSet::new();
         let mut layers: Vec<PathBuf> = image
             .layers
@@ -58,7 +58,7 @@ impl Store {
             layers.push(self.empty_layer()?);
         }
         Ok(PreparedImage {
-            name: image.name.unwrap_or_else(|| shown(source)),
+            name: image.best_name().cloned().unwrap_or_else(|| shown(source)),
             layers,
             diff_ids: image.config.rootfs().diff_ids().clone(),
             config: image.config,

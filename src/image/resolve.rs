@@ -13,8 +13,8 @@ use super::unpack::LayerSource;
 /// An image that was found in a source.
 #[derive(Debug)]
 pub(crate) struct Resolved {
-    /// Its name, where the source tells one.
-    pub(crate) name: Option<String>,
+    /// Its names, as the source tells them.
+    pub(crate) names: Vec<String>,
     /// The digest of its configuration: docker's image id.
     pub(crate) id: Digest,
     /// The configuration as it is written.
@@ -30,6 +30,17 @@ pub(crate) struct Resolved {
 }
 
 impl Resolved {
+    /// True where both were found by the same manifest.
+    pub(crate) fn same_manifest(&self, other: &Resolved) -> bool {
+        let digest = |r: &Resolved| r.manifest.as_ref().map(|(digest, _, _)| digest.clone());
+        digest(self).is_some() && digest(self) == digest(other)
+    }
+
+    /// The name that tells most.
+    pub(crate) fn best_name(&self) -> Option<&String> {
+        self.names.iter().max_by_key(|name| name.len())
+    }
+
     /// Brings configuration and layers together. `blobs`: descriptor, bytes and a name for each layer, base first.
     #[expect(
         clippy::too_many_arguments,
@@ -37,7 +48,7 @@ impl Resolved {
     )]
     pub(crate) fn new(
         source: &str,
-        name: Option<String>,
+        names: Vec<String>,
         id: Digest,
         config_bytes: Vec<u8>,
         blobs: Vec<(Option<Descriptor>, Option<Section>, String)>,
@@ -97,7 +108,7 @@ impl Resolved {
             descriptors.push(descriptor);
         }
         Ok(Resolved {
-            name,
+            names,
             id,
             config_bytes,
             config,

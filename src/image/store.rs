@@ -5,7 +5,7 @@
 //!   oci-layout, index.json, blobs/sha256/HEX   an OCI image layout, which other tools read as it is
 //!   layers/sha256/HEX/diff                     the tree of the layer with this diff id
 //!   layers/sha256/HEX/layer.json               what it is (`LayerInfo`)
-//!   locks/NAME                                 lock files: one for each layer, one for the index
+//!   locks/NAME                                 lock files: one for each layer, one for the index, one for the blobs
 //!   tmp/PID-N                                  work in progress; locked by its owner, swept when that is dead
 //! ```
 //!
@@ -27,6 +27,7 @@ use super::error::ImageError;
 use super::files::Section;
 use super::limits::Limits;
 use super::lock::{self, Hold, Lock, TempDir};
+use super::tee::Tee;
 use super::unpack::{self, LayerInfo, LayerSource, Ownership};
 
 /// The version of the layout above that this program reads and writes.
@@ -48,6 +49,15 @@ pub struct Store {
 pub struct LayerGuard {
     /// Immutable: shared locks.
     _locks: Vec<Lock>,
+}
+
+/// What of a layer is to be in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// Its tree.
+    Tree,
+    /// Its tree, and its bytes as they came.
+    TreeAndBlob,
 }
 
 /// A layer that an image needs.
@@ -152,8 +162,14 @@ impl Store {
         )
     }
 
+    /// The lock that whoever adds blobs holds shared, until an image of the index needs them, and whoever removes
+    /// blobs that no image needs, exclusively.
+    pub(crate) fn lock_blobs(&self, hold: Hold) -> Result<Lock, ImageError> {
+        Lock::wait(&self.root.join("locks/blobs"), hold, self.limits.wait)
+    }
+
     /// Where the layer with this diff id lies, or would lie.
-    fn layer_dir(&self, diff_id: &Digest) -> PathBuf {
+    pub(crate) fn layer_dir(&self, diff_id: &Digest) -> PathBuf {
         self.root
             .join("layers")
             .join(diff_id.algorithm().as_ref())
@@ -165,7 +181,7 @@ impl Store {
         self.layer_dir(diff_id).join("diff")
     }
 
-    fn layer_lock(&self, diff_id: &Digest) -> PathBuf {
+    pub(crate) fn layer_lock(&self, diff_id: &Digest) -> PathBuf {
         let name = format!("{}-{}", diff_id.algorithm(), diff_id.digest());
         self.root.join("locks").join(name)
     }
@@ -184,7 +200,11 @@ impl Store {
     }
 
     /// Unpacks the layers that the store lacks, several at once, and holds all of them.
-    pub(crate) fn ensure_layers(&self, layers: &[NeededLayer]) -> Result<LayerGuard, ImageError> {
+    pub(crate) fn ensure_layers(
+        &self,
+        layers: &[NeededLayer],
+        keep: Keep,
+    ) -> Result<LayerGuard, ImageError> {
         let mut seen = HashSet::new();
         let distinct: Vec<&NeededLayer> = layers
             .iter()
@@ -193,7 +213,7 @@ impl Store {
         // Ready layers take a lock and a look each: not worth a thread.
         let mut locks: Vec<Option<Lock>> = Vec::new();
         for layer in &distinct {
-            locks.push(self.hold_ready(&layer.source.diff_id)?);
+            locks.push(self.hold_ready(layer, keep)?);
         }
         let missing: Vec<usize> = (0..distinct.len())
             .filter(|&i| locks[i].is_none())
@@ -211,7 +231,7 @@ impl Store {
                         let Some(&i) = missing.get(next.fetch_add(1, Ordering::Relaxed)) else {
                             break;
                         };
-                        let result = self.ensure_layer(distinct[i]);
+                        let result = self.ensure_layer(distinct[i], keep);
                         failed.fetch_or(result.is_err(), Ordering::Relaxed);
                         results
                             .lock()
@@ -234,26 +254,44 @@ impl Store {
     }
 
     /// Holds a layer that is there already.
-    fn hold_ready(&self, diff_id: &Digest) -> Result<Option<Lock>, ImageError> {
-        let Some(lock) = Lock::attempt(&self.layer_lock(diff_id), Hold::Shared)? else {
+    fn hold_ready(&self, layer: &NeededLayer, keep: Keep) -> Result<Option<Lock>, ImageError> {
+        let path = self.layer_lock(&layer.source.diff_id);
+        let Some(lock) = Lock::attempt(&path, Hold::Shared)? else {
             return Ok(None);
         };
-        Ok(self.layer_info(diff_id)?.map(|_| lock))
+        Ok(self.is_ready(layer, keep)?.then_some(lock))
+    }
+
+    fn is_ready(&self, layer: &NeededLayer, keep: Keep) -> Result<bool, ImageError> {
+        Ok(self.has_tree(layer)? && (keep == Keep::Tree || self.has_blob(layer)))
+    }
+
+    fn has_tree(&self, layer: &NeededLayer) -> Result<bool, ImageError> {
+        Ok(self.layer_info(&layer.source.diff_id)?.is_some())
+    }
+
+    fn has_blob(&self, layer: &NeededLayer) -> bool {
+        let blob = layer.source.blob.as_ref();
+        blob.is_some_and(|digest| self.blob_path(digest).exists())
     }
 
     /// Unpacks one layer, unless it is there or another process does.
-    fn ensure_layer(&self, layer: &NeededLayer) -> Result<Lock, ImageError> {
-        let diff_id = &layer.source.diff_id;
-        let path = self.layer_lock(diff_id);
+    fn ensure_layer(&self, layer: &NeededLayer, keep: Keep) -> Result<Lock, ImageError> {
+        let path = self.layer_lock(&layer.source.diff_id);
         let mut wait = Lock::pending(&path, self.limits.wait)?;
         loop {
-            // Others may hold it shared for as long as they like, but then it is ready.
-            if wait.attempt(Hold::Shared)? && self.layer_info(diff_id)?.is_some() {
+            // Others may hold it shared for as long as they like. Then the tree is there, and the blob may be added
+            // beside them.
+            if wait.attempt(Hold::Shared)? && self.has_tree(layer)? {
+                if !self.is_ready(layer, keep)? {
+                    self.make_layer(layer, false, true)?;
+                }
                 return Ok(wait.into_lock());
             }
             if wait.attempt(Hold::Exclusive)? {
-                if self.layer_info(diff_id)?.is_none() {
-                    self.make_layer(layer)?;
+                if !self.has_tree(layer)? {
+                    let blob = keep == Keep::TreeAndBlob && !self.has_blob(layer);
+                    self.make_layer(layer, true, blob)?;
                 }
             } else {
                 wait.sleep()?;
@@ -261,10 +299,11 @@ impl Store {
         }
     }
 
-    /// Unpacks one layer. The caller holds its lock exclusively.
-    fn make_layer(&self, layer: &NeededLayer) -> Result<(), ImageError> {
+    /// Reads one layer to put its tree, its blob or both into the store. The caller holds its lock, exclusively if the
+    /// tree is to be made.
+    fn make_layer(&self, layer: &NeededLayer, tree: bool, blob: bool) -> Result<(), ImageError> {
         let source = &layer.source;
-        let Some(blob) = layer.blob.clone() else {
+        let Some(section) = layer.blob.clone() else {
             return Err(ImageError::MissingBlob {
                 name: source.name.clone(),
                 blob: source.diff_id.to_string(),
@@ -273,21 +312,37 @@ impl Store {
         };
         let tmp = TempDir::new(&self.tmp())?;
         let new = tmp.path().join("layer");
-        let diff = new.join("diff");
-        make_dir(&new, 0o755)?;
-        make_dir(&diff, 0o755)?;
-        let info = unpack::unpack(blob, source, &diff, self.ownership, &self.limits)?;
-        warn_of_losses(source, &info);
-        let json = serde_json::to_vec(&info).map_err(ImageError::json("layer.json"))?;
-        let info_path = new.join("layer.json");
-        std::fs::write(&info_path, json).map_err(ImageError::io("write", &info_path))?;
-        durable::sync_filesystem(&new)?;
-        let place = self.layer_dir(&source.diff_id);
-        if let Some(parent) = place.parent() {
-            make_dir(parent, 0o755)?;
+        let copy = tmp.path().join("blob");
+        let copied = match &source.blob {
+            Some(digest) if blob => Some(digest),
+            _ => None,
+        };
+        let reader = Tee::new(section, copied.map(|_| copy.as_path()))?;
+        if tree {
+            let diff = new.join("diff");
+            make_dir(&new, 0o755)?;
+            make_dir(&diff, 0o755)?;
+            let info = unpack::unpack(reader, source, &diff, self.ownership, &self.limits)?;
+            warn_of_losses(source, &info);
+            let json = serde_json::to_vec(&info).map_err(ImageError::json("layer.json"))?;
+            let info_path = new.join("layer.json");
+            std::fs::write(&info_path, json).map_err(ImageError::io("write", &info_path))?;
+        } else {
+            unpack::check(reader, source, &self.limits)?;
         }
-        self.publish(&new, &place, &tmp)?;
-        durable::sync_parent(&place)
+        durable::sync_filesystem(tmp.path())?;
+        if let Some(digest) = copied {
+            durable::publish(&copy, &self.blob_path(digest))?;
+        }
+        if tree {
+            let place = self.layer_dir(&source.diff_id);
+            if let Some(parent) = place.parent() {
+                make_dir(parent, 0o755)?;
+            }
+            self.publish(&new, &place, &tmp)?;
+            durable::sync_parent(&place)?;
+        }
+        Ok(())
     }
 
     /// Renames a layer to its place. What lies there has no `layer.json`, so it is damaged: it makes room.

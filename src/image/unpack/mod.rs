@@ -130,15 +130,24 @@ fn read(
     sender: &SyncSender<Piece>,
     spare: &Receiver<Vec<u8>>,
 ) -> Result<u64, ImageError> {
-    let hasher = source.blob.as_ref().map(Hasher::for_digest).transpose()?;
-    let raw = HashingReader::new(blob, hasher);
-    let (compression, raw) = compress::peek(raw).map_err(ImageError::io("read", &source.name))?;
+    let (compression, raw) = compress::peek(blob).map_err(ImageError::io("read", &source.name))?;
     if let Compression::Unsupported(format) = compression {
         return Err(ImageError::UnsupportedCompression {
             name: source.name.clone(),
             format,
         });
     }
+    // What is not compressed is hashed once, when both digests are of the same kind.
+    let once = compression == Compression::Plain
+        && source
+            .blob
+            .as_ref()
+            .is_some_and(|blob| blob.algorithm() == source.diff_id.algorithm());
+    let hasher = match &source.blob {
+        Some(digest) if !once => Some(Hasher::for_digest(digest)?),
+        _ => None,
+    };
+    let raw = HashingReader::new(raw, hasher);
     let mut decoder =
         Decoder::new(compression, raw).map_err(ImageError::io("read", &source.name))?;
     let mut diff_hasher = Hasher::for_digest(&source.diff_id)?;
@@ -154,8 +163,11 @@ fn read(
         return Err(e);
     }
     // A blob with the wrong digest is called so, whatever its decoder has to say.
-    let (_, raw) = decoder.into_inner().into_inner().into_inner();
-    let got = raw.drain().map_err(ImageError::io("read", &source.name))?;
+    let got = decoder
+        .into_inner()
+        .into_inner()
+        .drain()
+        .map_err(ImageError::io("read", &source.name))?;
     if let (Some(expected), Some(got)) = (&source.blob, got)
         && expected.as_ref() != got
         && !matches!(decoded, Err(Stop::Abandoned))
@@ -165,6 +177,12 @@ fn read(
     match decoded {
         Ok(size) => {
             let got = diff_hasher.finish();
+            if let Some(expected) = &source.blob
+                && once
+                && got != expected.as_ref()
+            {
+                return Err(ImageError::digest(&source.name, expected, got));
+            }
             if got != source.diff_id.as_ref() {
                 let what = format!("the uncompressed {}", source.name);
                 return Err(ImageError::digest(what, &source.diff_id, got));
@@ -185,7 +203,7 @@ enum Stop {
 }
 
 fn decode<R: Read>(
-    decoder: &mut Decoder<compress::Peeked<HashingReader<R>>>,
+    decoder: &mut Decoder<HashingReader<R>>,
     hasher: &mut Hasher,
     source: &LayerSource,
     limits: &Limits,
@@ -211,7 +229,7 @@ fn decode<R: Read>(
         chunk.truncate(n);
         hasher.update(&chunk);
         size += n as u64;
-        let read = decoder.get_ref().get_ref().1.count().max(1);
+        let read = decoder.get_ref().count().max(1);
         let over = if size > limits.layer_size {
             Some((
                 limits.layer_size,

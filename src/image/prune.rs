@@ -1,0 +1,227 @@
+//! Removal: of names, of images, and of what no image needs any more.
+//!
+//! A name is like a hard link: the image goes with its last. A layer that a mount holds is never removed.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use oci_spec::image::{Descriptor, Digest};
+
+use super::catalog::{StoredImage, name_of};
+use super::error::ImageError;
+use super::lock::{Hold, Lock, TempDir};
+use super::reference::Reference;
+use super::store::Store;
+
+/// What a removal did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Names that are gone.
+    pub untagged: Vec<String>,
+    /// Ids of images that are gone.
+    pub images: Vec<String>,
+    /// Diff ids of layers whose trees are gone.
+    pub layers: Vec<String>,
+    /// Bytes of blobs and, as their tars count, of trees that are gone.
+    pub bytes: u64,
+}
+
+impl Store {
+    /// Removes a name; or, by its id, an image with all of its names (only with `force` when it has several). An image
+    /// that a mount uses is refused; with `force` it loses its name, but no layer that is in use goes.
+    pub fn remove(&self, text: &str, force: bool) -> Result<Removed, ImageError> {
+        let images = self.images()?;
+        let image = self.select(images.clone(), text)?;
+        let by_name = self.named_by(&image, text);
+        if by_name.is_none() && image.references.len() > 1 && !force {
+            return Err(ImageError::InUse {
+                what: format!("image {}", image.short_id()),
+                by: Some(format!(
+                    "several names: {}; remove those, or use force",
+                    image.references.join(", ")
+                )),
+            });
+        }
+        let goes = by_name.is_none() || image.references.len() <= 1;
+        if goes && !force && self.in_use(&image, &images)? {
+            return Err(ImageError::InUse {
+                what: format!("image {}", image.shown()),
+                by: Some("a mount or container".to_owned()),
+            });
+        }
+        let mut removed = Removed::default();
+        self.edit_index(|entries| {
+            entries.retain(|entry| {
+                let name = name_of(entry);
+                let hit = entry.digest() == &image.digest
+                    && (by_name.is_none() || name == by_name.as_ref());
+                if hit {
+                    removed.untagged.extend(name.cloned());
+                }
+                !hit
+            });
+        })?;
+        if goes {
+            removed.images.push(image.id.to_string());
+            self.collect(&mut removed, Some(&image))?;
+        }
+        Ok(removed)
+    }
+
+    /// The one of an image's names that `text` is, if it is one.
+    fn named_by(&self, image: &StoredImage, text: &str) -> Option<String> {
+        let names = [text.to_owned(), format!("localhost/{text}")]
+            .map(|t| Reference::parse(&t).map(|r| r.to_string()).ok());
+        image
+            .references
+            .iter()
+            .find(|have| names.iter().flatten().any(|name| name == *have))
+            .cloned()
+    }
+
+    /// Removes images without a name (with `all`, every image that nothing uses), and whatever no image needs.
+    pub fn prune(&self, all: bool) -> Result<Removed, ImageError> {
+        let images = self.images()?;
+        let mut removed = Removed::default();
+        let mut gone: HashSet<String> = HashSet::new();
+        for image in &images {
+            if (all || image.references.is_empty()) && !self.in_use(image, &[])? {
+                gone.insert(image.digest.to_string());
+                removed.untagged.extend(image.references.iter().cloned());
+                removed.images.push(image.id.to_string());
+            }
+        }
+        self.edit_index(|entries| entries.retain(|e| !gone.contains(e.digest().as_ref())))?;
+        self.collect(&mut removed, None)?;
+        Ok(removed)
+    }
+
+    /// True when somebody holds a layer of the image. Of layers that one of `others` has too it is not known for which
+    /// of the images they are held: then only those count that the image has alone, unless it has none.
+    fn in_use(&self, image: &StoredImage, others: &[StoredImage]) -> Result<bool, ImageError> {
+        let shared: HashSet<&String> = others
+            .iter()
+            .filter(|other| other.digest != image.digest)
+            .flat_map(|other| other.config.rootfs().diff_ids())
+            .collect();
+        let all = image.config.rootfs().diff_ids();
+        for diff_id in all.iter().filter(|d| !shared.contains(d)) {
+            let digest = super::hash::parse(diff_id, "the config")?;
+            if Lock::attempt(&self.layer_lock(&digest), Hold::Exclusive)?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn edit_index(&self, edit: impl FnOnce(&mut Vec<Descriptor>)) -> Result<(), ImageError> {
+        let tmp = TempDir::new(&self.tmp())?;
+        let _lock = self.lock_index()?;
+        let before = self.read_index()?.manifests().clone();
+        let mut after = before.clone();
+        edit(&mut after);
+        if after == before {
+            return Ok(());
+        }
+        self.write_index_locked(after, &tmp)
+    }
+
+    /// Removes blobs that no image needs, and trees: those of `image` that no other image has, or all that no image has.
+    fn collect(
+        &self,
+        removed: &mut Removed,
+        image: Option<&StoredImage>,
+    ) -> Result<(), ImageError> {
+        // Whoever adds an image holds this until the index has it.
+        let _lock = self.lock_blobs(Hold::Exclusive)?;
+        let mut blobs: HashSet<String> = HashSet::new();
+        let mut trees: HashSet<String> = HashSet::new();
+        for entry in self.read_index()?.manifests() {
+            // An image that cannot be read keeps everything: nobody knows what it needs.
+            let other = self.stored_image(&[entry])?;
+            blobs.insert(other.digest.to_string());
+            blobs.insert(other.id.to_string());
+            blobs.extend(
+                other
+                    .manifest
+                    .layers()
+                    .iter()
+                    .map(|l| l.digest().to_string()),
+            );
+            trees.extend(other.config.rootfs().diff_ids().iter().cloned());
+        }
+        for digest in self.digests_in(&self.root().join("blobs"))? {
+            if !blobs.contains(digest.as_ref()) {
+                let path = self.blob_path(&digest);
+                let size = path
+                    .metadata()
+                    .map_err(ImageError::io("read", &path))?
+                    .len();
+                std::fs::remove_file(&path).map_err(ImageError::io("remove", &path))?;
+                removed.bytes += size;
+            }
+        }
+        for digest in self.digests_in(&self.root().join("layers"))? {
+            let of_image = image.is_none_or(|i| {
+                i.config
+                    .rootfs()
+                    .diff_ids()
+                    .iter()
+                    .any(|d| d == digest.as_ref())
+            });
+            if of_image && !trees.contains(digest.as_ref()) {
+                self.remove_tree(&digest, removed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a layer's tree, unless it is in use.
+    fn remove_tree(&self, digest: &Digest, removed: &mut Removed) -> Result<(), ImageError> {
+        let lock_path = self.layer_lock(digest);
+        let Some(_lock) = Lock::attempt(&lock_path, Hold::Exclusive)? else {
+            return Ok(());
+        };
+        let size = self.layer_info(digest)?.map_or(0, |info| info.size);
+        // Out of sight at once, away when there is time: a process that dies here leaves it to the next one.
+        let tmp = TempDir::new(&self.tmp())?;
+        let path = self.layer_dir(digest);
+        std::fs::rename(&path, tmp.path().join("removed"))
+            .map_err(ImageError::io("remove", &path))?;
+        super::durable::sync_parent(&path)?;
+        removed.layers.push(digest.to_string());
+        removed.bytes += size;
+        Ok(())
+    }
+
+    /// The digests by which the files of a folder are named: `ALGORITHM/HEX`.
+    pub(crate) fn digests_in(&self, dir: &Path) -> Result<Vec<Digest>, ImageError> {
+        let mut digests = Vec::new();
+        for algorithm in list(dir)? {
+            let Some(name) = algorithm.file_name().and_then(|n| n.to_str()) else {
+                continue;
+            };
+            if !matches!(name, "sha256" | "sha512") {
+                continue;
+            }
+            for file in list(&algorithm)? {
+                let hex = file
+                    .file_name()
+                    .and_then(|n| n.to_str())
+                    .unwrap_or_default();
+                // What is not named by a digest is not ours.
+                digests.extend(Digest::try_from(format!("{name}:{hex}")));
+            }
+        }
+        Ok(digests)
+    }
+}
+
+fn list(dir: &Path) -> Result<Vec<PathBuf>, ImageError> {
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(ImageError::io("read", dir))? {
+        paths.push(entry.map_err(ImageError::io("read", dir))?.path());
+    }
+    paths.sort();
+    Ok(paths)
+}
