@@ -2,6 +2,9 @@
 //!
 //! These tests need no FUSE. Those that need root or a tool of others say so when they are skipped.
 
+// The modules are shared between files of one test binary only.
+#![allow(unreachable_pub)]
+
 mod common;
 
 #[path = "image/build.rs"]

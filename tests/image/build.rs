@@ -139,10 +139,6 @@ impl Tar {
     pub fn finish(self) -> Vec<u8> {
         self.builder.into_inner().unwrap()
     }
-    /// Without the two empty blocks at the end.
-    pub fn unfinished(mut self) -> Vec<u8> {
-        self.builder.get_mut().clone()
-    }
 }
 
 /// How a layer is compressed.
