@@ -1,7 +1,7 @@
 //! podman, as root and rootless, with acetate as its mount program.
 //!
-//! The same life of a container is lived twice, on the judge (the kernel's overlayfs, or Debian's
-//! fuse-overlayfs for a plain user) and on acetate. Both must print the same.
+//! The same life of a container is lived twice, on the kernel's overlayfs and on acetate. Both must print the
+//! same.
 
 mod common;
 #[path = "podman/engine.rs"]
@@ -200,11 +200,11 @@ fn live(engine: &Engine, base: &Path) -> Vec<(String, String)> {
     said
 }
 
-fn same_life(user: &User, judge: Option<&str>) {
+fn same_life(user: &User) {
     let scratch = Scratch::new("podman");
     let base = base(&scratch);
     let mut lives = Vec::new();
-    for (name, program) in [("judge", judge), ("acetate", Some(BINARY))] {
+    for (name, program) in [("judge", None), ("acetate", Some(BINARY))] {
         let begin = Instant::now();
         let engine = Engine::new(&scratch.dir(name), user, program);
         lives.push(live(&engine, &base));
@@ -241,12 +241,12 @@ fn podman_as_root_lives_as_on_kernel_overlayfs() {
         require!(program::find(name));
     }
     let _limit = Watchdog::new("podman", Duration::from_secs(300));
-    same_life(&User::Root, None);
+    same_life(&User::Root);
 }
 
 #[test]
-#[ignore = "heavy: needs podman, runc, uidmap, fuse-overlayfs and busybox-static (Debian packages)"]
-fn podman_rootless_lives_as_on_fuse_overlayfs() {
+#[ignore = "heavy: needs podman, runc, uidmap and busybox-static (Debian packages)"]
+fn podman_rootless_lives_as_on_kernel_overlayfs() {
     require!(skip::privileged());
     for name in [
         "podman",
@@ -258,11 +258,7 @@ fn podman_rootless_lives_as_on_fuse_overlayfs() {
     ] {
         require!(program::find(name));
     }
-    let judge = match program::find("fuse-overlayfs") {
-        Ok(judge) => judge,
-        Err(reason) => skip!("{reason}"),
-    };
     let _limit = Watchdog::new("podman rootless", Duration::from_secs(300));
     let user = User::plain();
-    same_life(&user, judge.to_str());
+    same_life(&user);
 }

@@ -1,0 +1,15 @@
+//! Size, load, full disks and sudden death.
+
+#[path = "scale/at_once.rs"]
+mod at_once;
+mod common;
+#[path = "scale/death.rs"]
+mod death;
+#[path = "scale/full.rs"]
+mod full;
+#[path = "scale/large.rs"]
+mod large;
+#[path = "scale/latency.rs"]
+mod latency;
+#[path = "scale/stand.rs"]
+mod stand;
