@@ -304,15 +304,22 @@ impl PathNode {
                 Spot::Dir(fd) => {
                     rustix::fs::openat(fd, ".", flags | OFlags::CLOEXEC, Mode::empty())?
                 }
-                Spot::At(dir, name) => rustix::fs::openat(
-                    dir,
-                    OsStr::from_bytes(name),
-                    flags | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )?,
+                Spot::At(dir, name) => self.open_at(dir, OsStr::from_bytes(name), flags)?,
             };
             self.verify(&rustix::fs::fstat(&fd)?)?;
             Ok(fd)
+        })
+    }
+
+    fn open_at(&self, dir: &OwnedFd, name: &OsStr, flags: OFlags) -> io::Result<OwnedFd> {
+        // What stands there by now may be a fifo, which would be waited for.
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(|e| {
+            // Or a whiteout, which cannot be opened: the error is not this node's.
+            match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if stat.st_ino != self.ino => stale(),
+                _ => e.into(),
+            }
         })
     }
 
