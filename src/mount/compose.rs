@@ -90,7 +90,7 @@ struct Sources {
     /// For people.
     name: String,
     lowers: Vec<PathBuf>,
-    /// They were unpacked here, so that they hold no metacopies.
+    /// They were unpacked here: no metacopies, and whiteouts in the kernel's form alone.
     unpacked: bool,
     /// Keeps them from being removed.
     guard: Option<LayerGuard>,
@@ -166,7 +166,7 @@ fn compose_within(
     let cache = Arc::new(FdCache::for_this_process());
     let layer_options = LayerOptions {
         metacopy: !sources.unpacked,
-        ..LayerOptions::default()
+        dot_whiteouts: !sources.unpacked,
     };
     let mut layers: Vec<Arc<dyn Layer>> = Vec::with_capacity(lowers.len());
     for place in &lowers {
@@ -199,7 +199,9 @@ fn compose_within(
         let upper = open_upper(&uppers, options, rights, private.is_some(), &cache)?;
         let stacked = is_stacked(lowers.iter().chain(&uppers));
         let settings = settings(options, passthrough, stacked);
-        let params = params(options, settings, upper.is_none());
+        let mut params = params(options, settings, upper.is_none());
+        // What is thrown away with the mount, also after a crash, need not be durable.
+        params.no_sync |= private.is_some();
         let union = Arc::new(Union::new(layers, upper, params)?);
         let session = connect(
             request,
@@ -301,7 +303,6 @@ fn open_upper(
     };
     let upper_options = UpperOptions {
         namespace,
-        // What is thrown away anyway need not survive a crash.
         volatile: options.volatile || private,
         override_stat: options.override_stat,
     };
