@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Union;
 use super::copy_up::Copy;
 use super::error::{Error, Result};
-use super::inode::{Inode, NlinkBase};
+use super::inode::{Inode, NlinkBase, UpperPart};
 use super::types::{Attr, Caller, HandleId, NodeId, SetAttr, SetTime};
 use crate::layer::upper::TimeSet;
 use crate::layer::{Layer, Stat};
@@ -105,7 +105,10 @@ impl Union {
     pub(crate) fn attr_ttl(&self, inode: &Arc<Inode>, node: NodeId) -> Duration {
         let open = inode.open.lock();
         // A retired node's file changes through another; a writable mapping changes times without a request.
-        let mapped = open.as_ref().is_some_and(|o| o.counts.lock().mappers > 0);
+        let mapped = open.as_ref().is_some_and(|o| {
+            let counts = o.counts.lock();
+            counts.mappers > 0 || counts.maybe_mapped
+        });
         if mapped || inode.current_node() != node {
             return Duration::ZERO;
         }
@@ -158,7 +161,9 @@ impl Union {
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
         if uid.is_some() || gid.is_some() {
             // The filesystem below takes suid, sgid and capabilities away as it does for its own.
+            let stat = upper.stat(&part.node)?;
             upper.chown(&part.node, uid, gid)?;
+            self.chown_takes_sgid(caller, &part, &stat)?;
         }
         if let Some(mode) = set.mode {
             upper.chmod(&part.node, mode & 0o7777)?;
@@ -181,8 +186,9 @@ impl Union {
             && set.size.is_none()
             && set.atime.is_none()
             && set.mtime.is_none();
-        if nothing {
-            // What remains of a request that the kernel makes to take privileges away before a write.
+        if nothing && caller.uid != 0 {
+            // What remains of a request that the kernel makes to take privileges away before a write. For root it stands
+            // for the file's capabilities alone, which the kernel removes by itself.
             self.kill_priv(caller, &inode)?;
         }
         self.do_getattr(node, set.handle)
@@ -207,6 +213,17 @@ impl Union {
             self.kill_priv(caller, inode)?;
         }
         Ok(self.upper()?.truncate(&part.node, size)?)
+    }
+
+    /// What the filesystem below leaves, as it is the privileged daemon that changes the owner: sgid without the group's
+    /// execute bit goes unless the caller is in the group (`setattr_should_drop_sgid` in the kernel).
+    fn chown_takes_sgid(&self, caller: &Caller, part: &UpperPart, before: &Stat) -> Result<()> {
+        if before.is_dir() || before.mode & libc::S_IXGRP != 0 || !self.loses_sgid(caller, before) {
+            return Ok(());
+        }
+        let upper = self.upper()?;
+        let mode = upper.stat(&part.node)?.mode & 0o7777;
+        Ok(upper.chmod(&part.node, mode & !libc::S_ISGID)?)
     }
 
     /// Takes suid and sgid away, as a change by an unprivileged process does. A member of the group leaves sgid in

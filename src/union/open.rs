@@ -33,8 +33,11 @@ pub(crate) struct NodeOpen {
 pub(crate) struct OpenCounts {
     pub cached: u32,
     pub passthrough: u32,
-    /// Handles through which a shared mapping can write.
+    /// Handles through which attributes change without a request.
     pub mappers: u32,
+    /// Such a handle was passed through and is closed. The mapping that it may have made belongs to the backing file alone and
+    /// outlives it unseen: RELEASE waits for mappings of cached files only (tried on Linux 6.18).
+    pub maybe_mapped: bool,
     /// What all passthrough handles share.
     backing: Option<Backing>,
     /// The real file that handles share, and where it lies.
@@ -78,6 +81,7 @@ impl NodeOpen {
             counts.cached -= 1;
         }
         counts.mappers -= u32::from(mapper);
+        counts.maybe_mapped |= mapper && passthrough;
         let backing = if counts.passthrough == 0 {
             counts.backing.take()
         } else {
@@ -131,7 +135,24 @@ impl Union {
                 self.truncate_upper(caller, &inode, 0)?;
             }
         }
-        self.open_inode(&inode, node, flags, None, opener)
+        let opened = self.open_inode(&inode, node, flags, None, opener)?;
+        if self.changes_attributes_unseen(flags)
+            && let Some(notify) = self.notify.get()
+        {
+            // What the kernel learnt by the lookup just before would outlive the first such change.
+            notify.inval_attr(node);
+        }
+        Ok(opened)
+    }
+
+    /// Whether attributes may change by such a descriptor without a request: times by a shared mapping, and with the writeback
+    /// cache the allocated blocks, which the kernel does not keep account of.
+    fn changes_attributes_unseen(&self, flags: i32) -> bool {
+        match flags & libc::O_ACCMODE {
+            libc::O_RDONLY => false,
+            libc::O_RDWR => true,
+            _ => self.params.writeback,
+        }
     }
 
     /// Opens an inode that has what the flags need in the upper. `staged`: the real file, open already.
@@ -144,7 +165,7 @@ impl Union {
         opener: &dyn BackingOpener,
     ) -> Result<Opened> {
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        let mapper = flags & libc::O_ACCMODE == libc::O_RDWR && !self.params.writeback;
+        let mapper = self.changes_attributes_unseen(flags);
         let mut slot = inode.open.lock();
         if inode.current_node() != node {
             return Err(Error::Errno(libc::ESTALE));

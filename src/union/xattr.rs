@@ -115,8 +115,8 @@ impl Union {
 
     /// Setting an ACL takes sgid away from who is not in the group, as `posix_acl_update_mode` in the kernel does; the daemon, who
     /// does it on disk, is privileged.
-    fn loses_sgid(&self, caller: &Caller, stat: &crate::layer::Stat) -> bool {
-        if stat.mode & libc::S_ISGID == 0 || stat.is_dir() || caller.uid == 0 {
+    pub(crate) fn loses_sgid(&self, caller: &Caller, stat: &crate::layer::Stat) -> bool {
+        if stat.mode & libc::S_ISGID == 0 || caller.uid == 0 {
             return false;
         }
         !self.in_group(caller, stat.gid)

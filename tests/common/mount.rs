@@ -18,6 +18,9 @@ use super::connection;
 /// How long a mount may take to answer, and an unmount to end.
 pub const LIMIT: Duration = Duration::from_secs(20);
 
+/// How long something may keep a mount busy that will let go by itself.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Which of the binary's command lines is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
@@ -351,11 +354,19 @@ impl Mount {
     /// does not exit in time, or exits with an error.
     pub fn unmount(mut self) -> io::Result<String> {
         let dir = self.path().to_owned();
-        match umount_within(&dir, MntFlags::empty(), LIMIT) {
-            Some(Ok(())) => self.dir = None,
-            Some(Err(e)) => return Err(e.into()),
-            None => return Err(io::Error::other("umount does not end")),
+        let begin = Instant::now();
+        loop {
+            match umount_within(&dir, MntFlags::empty(), LIMIT) {
+                Some(Ok(())) => break,
+                // Between fork and exec the child of another test holds this test's descriptors too.
+                Some(Err(nix::errno::Errno::EBUSY)) if begin.elapsed() < PATIENCE => {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                Some(Err(e)) => return Err(e.into()),
+                None => return Err(io::Error::other("umount does not end")),
+            }
         }
+        self.dir = None;
         if let Some(minor) = self.fuse.take() {
             connection::unregister(minor);
         }

@@ -68,16 +68,15 @@ pub fn like_ext4(name: &str, build: impl Fn(&Path), script: impl Fn(&mut Script)
     build(&plain);
     let expected = run(&plain);
     assert!(!expected.is_empty());
-    let compare = |seen: &[String], what: &str| {
-        let lines: Vec<String> = (0..expected.len().max(seen.len()))
-            .map(|i| (expected.get(i), seen.get(i)))
-            .filter(|(a, b)| a != b)
-            .map(|(a, b)| {
-                let show = |l: Option<&String>| l.map_or("nothing".to_owned(), Clone::clone);
-                format!("  plain: {}\n  mount: {}", show(a), show(b))
-            })
-            .collect();
-        assert!(lines.is_empty(), "{name}, {what}:\n{}", lines.join("\n"));
+    let mut wrong = Vec::new();
+    let mut compare = |seen: &[String], what: &str| {
+        let show = |line: Option<&String>| line.map_or_else(|| "nothing".to_owned(), Clone::clone);
+        for i in 0..expected.len().max(seen.len()) {
+            if expected.get(i) != seen.get(i) {
+                let (plain, mount) = (show(expected.get(i)), show(seen.get(i)));
+                wrong.push(format!("{what}:\n  plain: {plain}\n  mount: {mount}"));
+            }
+        }
     };
     for options in [
         "passthrough_lower=auto",
@@ -94,6 +93,7 @@ pub fn like_ext4(name: &str, build: impl Fn(&Path), script: impl Fn(&mut Script)
         compare(&seen, &format!("an upper tree, {options}"));
         rig.finish(|_| {});
     }
+    assert!(wrong.is_empty(), "{name}:\n{}", wrong.join("\n"));
 }
 
 /// Opens a path without following or needing anything, for operations on a symlink itself.

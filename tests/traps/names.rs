@@ -105,7 +105,7 @@ fn a_path_of_the_longest_length_works_and_a_longer_is_refused() {
             // Depth beyond PATH_MAX is reached by descending; each step is relative.
             let mut at = rustix::fs::open(
                 script.at(""),
-                rustix::fs::OFlags::PATH,
+                rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
                 rustix::fs::Mode::empty(),
             )
             .unwrap();
@@ -114,12 +114,13 @@ fn a_path_of_the_longest_length_works_and_a_longer_is_refused() {
                 at = rustix::fs::openat(
                     &at,
                     long(200),
-                    rustix::fs::OFlags::PATH,
+                    rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
                     rustix::fs::Mode::empty(),
                 )
                 .unwrap();
             }
-            let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::RDWR;
+            let flags =
+                rustix::fs::OFlags::CREATE | rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
             let file = rustix::fs::openat(&at, "deep", flags, rustix::fs::Mode::RUSR);
             script.note(
                 "a file below 4,800 bytes of path",
@@ -157,7 +158,7 @@ fn many(dir: &Path) {
 fn open_dir(path: &Path) -> std::os::fd::OwnedFd {
     rustix::fs::open(
         path,
-        rustix::fs::OFlags::DIRECTORY,
+        rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
         rustix::fs::Mode::empty(),
     )
     .unwrap()

@@ -19,14 +19,14 @@ pub const OLD: i64 = 1_000_000_000;
 /// A mount, its layers, and what they held before.
 #[derive(Debug)]
 pub struct Rig {
+    /// The mount, which goes before the place where it lies.
+    pub mount: Mount,
     /// Where all of it lies.
     pub scratch: Scratch,
     /// The lower layer.
     pub lower: PathBuf,
     /// The upper layer.
     pub upper: PathBuf,
-    /// The mount.
-    pub mount: Mount,
     before: Tree,
     _limit: Watchdog,
 }
@@ -171,7 +171,9 @@ pub fn open(path: &Path, flags: i32) -> io::Result<File> {
 
 /// Opens with `O_CREAT`, which the standard library keeps to itself.
 pub fn open_creat(path: &Path, flags: i32, mode: u32) -> io::Result<File> {
-    let flags = rustix::fs::OFlags::from_bits_retain(u32::try_from(flags | libc::O_CREAT).unwrap());
+    let flags = rustix::fs::OFlags::from_bits_retain(
+        u32::try_from(flags | libc::O_CREAT | libc::O_CLOEXEC).unwrap(),
+    );
     let mode = rustix::fs::Mode::from_raw_mode(mode);
     Ok(File::from(rustix::fs::open(path, flags, mode)?))
 }
