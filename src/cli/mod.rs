@@ -4,6 +4,8 @@
 
 mod diff;
 mod explain;
+mod image;
+mod image_show;
 mod mount;
 mod mounts;
 mod output;
@@ -17,6 +19,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::image::ImageError;
 use crate::mount::MountError;
 
 /// A union filesystem driver via FUSE for container images.
@@ -40,6 +43,7 @@ enum Command {
     Diff(diff::DiffArgs),
     Explain(explain::ExplainArgs),
     Stats(stats::StatsArgs),
+    Image(image::ImageArgs),
 }
 
 /// Why a command failed.
@@ -48,6 +52,12 @@ enum CliError {
     /// The mount, or the question to it.
     #[error("{0}")]
     Mount(#[from] MountError),
+    /// An image or the store.
+    #[error("{0}")]
+    Image(#[from] ImageError),
+    /// The store has damages, which were listed.
+    #[error("the store is damaged in {0} places")]
+    Damaged(usize),
     /// The command line makes no sense.
     #[error("{0}")]
     Usage(String),
@@ -61,7 +71,7 @@ impl CliError {
         match self {
             CliError::Mount(e) => e.exit_code(),
             CliError::Usage(_) => 2,
-            CliError::Output(_) => 1,
+            CliError::Image(_) | CliError::Damaged(_) | CliError::Output(_) => 1,
         }
     }
 }
@@ -134,6 +144,7 @@ impl Cli {
             Command::Diff(arguments) => arguments.run(),
             Command::Explain(arguments) => arguments.run(),
             Command::Stats(arguments) => arguments.run(),
+            Command::Image(arguments) => arguments.run(self.root),
         }
     }
 }

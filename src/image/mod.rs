@@ -13,6 +13,7 @@
 
 mod archive;
 mod catalog;
+mod compare;
 mod compress;
 mod durable;
 mod error;
@@ -34,6 +35,7 @@ mod store;
 mod tarball;
 mod tee;
 mod unpack;
+mod verify;
 
 pub use catalog::StoredImage;
 pub use error::ImageError;
@@ -45,3 +47,4 @@ pub use save::SaveFormat;
 pub use store::{LayerGuard, Store};
 pub use tarball::TarError;
 pub use unpack::{LayerInfo, Ownership};
+pub use verify::{Damage, Verified};

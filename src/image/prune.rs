@@ -96,8 +96,8 @@ impl Store {
         Ok(removed)
     }
 
-    /// True when somebody holds a layer of the image. Of layers that one of `others` has too it is not known for which
-    /// of the images they are held: then only those count that the image has alone, unless it has none.
+    /// True when somebody holds a layer of the image. A layer that one of `others` has too does not count: it stays in
+    /// any case, and nobody knows for which of the images it is held.
     fn in_use(&self, image: &StoredImage, others: &[StoredImage]) -> Result<bool, ImageError> {
         let shared: HashSet<&String> = others
             .iter()

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
 use oci_spec::image::{Descriptor, Digest, ImageIndexBuilder, MediaType};
@@ -49,6 +49,38 @@ impl Store {
         tar.into_inner()
             .and_then(|mut output| output.flush())
             .map_err(ImageError::io("write", "the archive"))
+    }
+
+    /// Writes images into one archive, a file that appears whole or not at all.
+    pub fn save_file(
+        &self,
+        names: &[String],
+        format: SaveFormat,
+        path: &Path,
+    ) -> Result<(), ImageError> {
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        // A device, or what already is no file, is written as it is.
+        if path.symlink_metadata().is_ok_and(|meta| !meta.is_file()) {
+            let file = File::options()
+                .write(true)
+                .open(path)
+                .map_err(ImageError::io("open", path))?;
+            return self.save(names, format, BufWriter::with_capacity(CHUNK, file));
+        }
+        let mut file = tempfile::NamedTempFile::new_in(parent)
+            .map_err(ImageError::io("create a file in", parent))?;
+        self.save(names, format, BufWriter::with_capacity(CHUNK, &mut file))?;
+        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        file.as_file()
+            .set_permissions(readable)
+            .and_then(|()| file.as_file().sync_all())
+            .map_err(ImageError::io("write", path))?;
+        file.persist(path)
+            .map_err(|e| ImageError::io("write", path)(e.error))?;
+        Ok(())
     }
 
     /// Writes images into an OCI layout at `path`, a new or empty folder.

@@ -103,6 +103,10 @@ impl Store {
         &self.limits
     }
 
+    pub(crate) fn ownership(&self) -> Ownership {
+        self.ownership
+    }
+
     pub(crate) fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
     }

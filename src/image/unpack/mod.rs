@@ -23,6 +23,7 @@ use super::tarball::{self, Source, TarError, TarReader};
 
 pub(crate) use extract::Extractor;
 pub use extract::Ownership;
+pub(crate) use place::{open_beneath, through_proc};
 
 /// Chunks that may wait between the threads: 2 MiB.
 const CHUNKS: usize = 8;
