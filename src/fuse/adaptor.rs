@@ -3,26 +3,28 @@
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
-    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
+    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::convert::{attr, check_name, entry_attr, errno, file_type, no_entry, set_time};
+use super::convert::{check_name, errno, file_type, name_list, no_entry, plus_attr, set_time};
 use super::counters::{Counters, Op};
 use super::init::{Settings, negotiate};
-use super::passthrough::{Opener, backing_id};
-use crate::union::{
-    self, Attr, Caller, Entry, Error, Lookup, OpenMode, Opened, RenameMode, Result, SetAttr, Union,
+use super::passthrough::Opener;
+use super::reply::{
+    caller, rename_mode, reply_attr, reply_create, reply_empty, reply_entry, reply_open,
+    reply_value,
 };
+use super::shared::Shared;
+use crate::union::{self, Error, Lookup, Result, SetAttr, Union};
 
 /// The largest count that the reply to `copy_file_range` can hold, in whole pages.
 const MAX_COPY: u64 = 0x7fff_f000;
@@ -39,12 +41,8 @@ thread_local! {
 /// Serves one mount.
 #[derive(Debug)]
 pub(super) struct Adaptor {
-    /// Immutable.
-    union: Arc<Union>,
-    /// Atomics.
-    counters: Arc<Counters>,
-    /// Immutable.
-    settings: Settings,
+    /// Shared with the threads that long operations are handed to.
+    shared: Arc<Shared>,
     /// Set by `init`, before the first request.
     passthrough: bool,
 }
@@ -52,111 +50,47 @@ pub(super) struct Adaptor {
 impl Adaptor {
     pub(super) fn new(union: Arc<Union>, counters: Arc<Counters>, settings: Settings) -> Adaptor {
         Adaptor {
-            union,
-            counters,
-            settings,
+            shared: Arc::new(Shared::new(union, counters, settings)),
             passthrough: false,
         }
     }
 
-    /// Does the work of one request. A panic in it drops the reply, which then answers `EIO`, and the mount goes on.
-    fn serve(&self, op: Op, work: impl FnOnce()) {
-        let start = Instant::now();
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
-            let text = panic
-                .downcast_ref::<&str>()
-                .map(|text| (*text).to_owned())
-                .or_else(|| panic.downcast_ref::<String>().cloned())
-                .unwrap_or_default();
-            log::error!("{} panicked and answers EIO: {text}", op.name());
-        }
-        self.counters.add(op, start.elapsed());
+    /// Does the work of one request on this thread.
+    fn serve(&self, op: Op, work: impl FnOnce(&Union)) {
+        self.shared.serve(op, work);
+    }
+
+    /// Does the work of a request that may take long.
+    fn serve_long(&self, op: Op, long: bool, work: impl FnOnce(&Union) + Send + 'static) {
+        Shared::serve_long(&self.shared, op, long, work);
     }
 
     fn xattrs(&self) -> Result<()> {
-        if self.settings.no_xattrs {
+        if self.shared.settings.no_xattrs {
             return Err(Error::Errno(libc::EOPNOTSUPP));
         }
         Ok(())
     }
-}
 
-fn caller(request: &Request) -> Caller {
-    Caller {
-        uid: request.uid(),
-        gid: request.gid(),
-        pid: request.pid(),
-    }
-}
-
-fn reply_empty(reply: ReplyEmpty, result: Result<()>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-fn reply_entry(reply: ReplyEntry, result: Result<Entry>) {
-    match result {
-        Ok(entry) => {
-            let (attr, attr_ttl) = entry_attr(&entry);
-            let generation = Generation(entry.generation);
-            reply.entry_with_ttls(&attr_ttl, &entry.entry_ttl, &attr, generation);
-        }
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-fn reply_attr(reply: ReplyAttr, result: Result<(Attr, Duration)>) {
-    match result {
-        Ok((found, ttl)) => reply.attr(&ttl, &attr(&found)),
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-/// The flags of an open reply. There is nothing to do at a flush: writes reach the file when they are answered.
-fn open_flags(opened: &Opened) -> FopenFlags {
-    match opened.mode {
-        OpenMode::Cached { keep: true } => FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_KEEP_CACHE,
-        OpenMode::Cached { keep: false } | OpenMode::Passthrough(_) => FopenFlags::FOPEN_NOFLUSH,
-    }
-}
-
-fn reply_value(reply: ReplyXattr, size: u32, result: Result<Vec<u8>>) {
-    match result {
-        Ok(value) if size == 0 => match u32::try_from(value.len()) {
-            Ok(length) => reply.size(length),
-            Err(_) => reply.error(Errno::E2BIG),
-        },
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-fn rename_mode(flags: RenameFlags) -> Result<RenameMode> {
-    match flags.bits() {
-        0 => Ok(RenameMode::Replace),
-        libc::RENAME_NOREPLACE => Ok(RenameMode::NoReplace),
-        libc::RENAME_EXCHANGE => Ok(RenameMode::Exchange),
-        // RENAME_WHITEOUT is for unions stacked on top; the kernel's overlayfs has it as little.
-        _ => Err(Error::Errno(libc::EINVAL)),
+    /// Whether a change of this node may have to copy a file's data first.
+    fn may_copy(&self, node: INodeNo) -> bool {
+        self.shared.union.may_copy_data(node.0)
     }
 }
 
 impl Filesystem for Adaptor {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.passthrough = negotiate(config, &self.settings);
+        self.passthrough = negotiate(config, &self.shared.settings);
         Ok(())
     }
 
     fn destroy(&mut self) {
-        self.union.shutdown();
+        self.shared.union.shutdown();
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.serve(Op::Lookup, || {
-            match check_name(name).and_then(|name| self.union.lookup(parent.0, name)) {
+        self.serve(Op::Lookup, |union| {
+            match check_name(name).and_then(|name| union.lookup(parent.0, name)) {
                 Ok(Lookup::Found(entry)) => reply_entry(reply, Ok(entry)),
                 Ok(Lookup::Absent(Duration::ZERO)) => reply.error(Errno::ENOENT),
                 Ok(Lookup::Absent(ttl)) => {
@@ -168,12 +102,12 @@ impl Filesystem for Adaptor {
     }
 
     fn forget(&self, _: &Request, node: INodeNo, count: u64) {
-        self.serve(Op::Forget, || self.union.forget(node.0, count));
+        self.serve(Op::Forget, |union| union.forget(node.0, count));
     }
 
     fn getattr(&self, _: &Request, node: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
-        self.serve(Op::Getattr, || {
-            reply_attr(reply, self.union.getattr(node.0, handle.map(|h| h.0)));
+        self.serve(Op::Getattr, |union| {
+            reply_attr(reply, union.getattr(node.0, handle.map(|h| h.0)));
         });
     }
 
@@ -195,7 +129,8 @@ impl Filesystem for Adaptor {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.serve(Op::Setattr, || {
+        let caller = caller(request);
+        self.serve_long(Op::Setattr, self.may_copy(node), move |union| {
             let set = SetAttr {
                 mode: mode.map(|m| m & 0o7777),
                 uid,
@@ -205,12 +140,12 @@ impl Filesystem for Adaptor {
                 mtime: mtime.map(set_time),
                 handle: handle.map(|h| h.0),
             };
-            reply_attr(reply, self.union.setattr(&caller(request), node.0, &set));
+            reply_attr(reply, union.setattr(&caller, node.0, &set));
         });
     }
 
     fn readlink(&self, _: &Request, node: INodeNo, reply: ReplyData) {
-        self.serve(Op::Readlink, || match self.union.readlink(node.0) {
+        self.serve(Op::Readlink, |union| match union.readlink(node.0) {
             Ok(target) => reply.data(target.as_encoded_bytes()),
             Err(e) => reply.error(errno(&e)),
         });
@@ -226,11 +161,9 @@ impl Filesystem for Adaptor {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        self.serve(Op::Mknod, || {
-            let made = check_name(name).and_then(|name| {
-                self.union
-                    .mknod(&caller(request), parent.0, name, mode, umask, rdev)
-            });
+        self.serve(Op::Mknod, |union| {
+            let made = check_name(name)
+                .and_then(|name| union.mknod(&caller(request), parent.0, name, mode, umask, rdev));
             reply_entry(reply, made);
         });
     }
@@ -244,25 +177,23 @@ impl Filesystem for Adaptor {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        self.serve(Op::Mkdir, || {
-            let made = check_name(name).and_then(|name| {
-                self.union
-                    .mkdir(&caller(request), parent.0, name, mode, umask)
-            });
+        self.serve(Op::Mkdir, |union| {
+            let made = check_name(name)
+                .and_then(|name| union.mkdir(&caller(request), parent.0, name, mode, umask));
             reply_entry(reply, made);
         });
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.serve(Op::Unlink, || {
-            let removed = check_name(name).and_then(|name| self.union.unlink(parent.0, name));
+        self.serve(Op::Unlink, |union| {
+            let removed = check_name(name).and_then(|name| union.unlink(parent.0, name));
             reply_empty(reply, removed);
         });
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.serve(Op::Rmdir, || {
-            let removed = check_name(name).and_then(|name| self.union.rmdir(parent.0, name));
+        self.serve(Op::Rmdir, |union| {
+            let removed = check_name(name).and_then(|name| union.rmdir(parent.0, name));
             reply_empty(reply, removed);
         });
     }
@@ -275,10 +206,9 @@ impl Filesystem for Adaptor {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        self.serve(Op::Symlink, || {
+        self.serve(Op::Symlink, |union| {
             let made = check_name(name).and_then(|name| {
-                self.union
-                    .symlink(&caller(request), parent.0, name, target.as_os_str())
+                union.symlink(&caller(request), parent.0, name, target.as_os_str())
             });
             reply_entry(reply, made);
         });
@@ -294,11 +224,12 @@ impl Filesystem for Adaptor {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.serve(Op::Rename, || {
+        let (name, new_name) = (name.to_owned(), new_name.to_owned());
+        // What is renamed may be a file of a lower layer, which is copied up first.
+        self.serve_long(Op::Rename, true, move |union| {
             let renamed = rename_mode(flags).and_then(|mode| {
-                let (name, new_name) = (check_name(name)?, check_name(new_name)?);
-                self.union
-                    .rename(parent.0, name, new_parent.0, new_name, mode)
+                let (name, new_name) = (check_name(&name)?, check_name(&new_name)?);
+                union.rename(parent.0, name, new_parent.0, new_name, mode)
             });
             reply_empty(reply, renamed);
         });
@@ -312,28 +243,22 @@ impl Filesystem for Adaptor {
         new_name: &OsStr,
         reply: ReplyEntry,
     ) {
-        self.serve(Op::Link, || {
-            let linked = check_name(new_name)
-                .and_then(|new_name| self.union.link(node.0, new_parent.0, new_name));
+        let new_name = new_name.to_owned();
+        self.serve_long(Op::Link, self.may_copy(node), move |union| {
+            let linked = check_name(&new_name)
+                .and_then(|new_name| union.link(node.0, new_parent.0, new_name));
             reply_entry(reply, linked);
         });
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.serve(Op::Open, || {
-            let opener = Opener::for_open(&reply, self.passthrough);
-            let opened = match self.union.open(&caller(request), node.0, flags.0, &opener) {
-                Ok(opened) => opened,
-                Err(e) => return reply.error(errno(&e)),
-            };
-            let (handle, flags) = (FileHandle(opened.handle), open_flags(&opened));
-            match &opened.mode {
-                OpenMode::Cached { .. } => reply.opened(handle, flags),
-                OpenMode::Passthrough(backing) => match backing_id(backing) {
-                    Some(id) => reply.opened_passthrough(handle, flags, id),
-                    None => reply.error(Errno::EIO),
-                },
-            }
+        let (caller, passthrough) = (caller(request), self.passthrough);
+        let changes = flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & libc::O_TRUNC != 0;
+        let long = changes && self.may_copy(node);
+        self.serve_long(Op::Open, long, move |union| {
+            let opener = Opener::for_open(&reply, passthrough);
+            let opened = union.open(&caller, node.0, flags.0, &opener);
+            reply_open(reply, opened);
         });
     }
 
@@ -347,31 +272,13 @@ impl Filesystem for Adaptor {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        self.serve(Op::Create, || {
+        self.serve(Op::Create, |union| {
             let opener = Opener::for_create(&reply, self.passthrough);
             let created = check_name(name).and_then(|name| {
                 let caller = caller(request);
-                self.union
-                    .create(&caller, parent.0, name, mode, umask, flags, &opener)
+                union.create(&caller, parent.0, name, mode, umask, flags, &opener)
             });
-            let (entry, opened) = match created {
-                Ok(created) => created,
-                Err(e) => return reply.error(errno(&e)),
-            };
-            // One time for both: the entry is asked for again where the attributes must be.
-            let (attr, attr_ttl) = entry_attr(&entry);
-            let ttl = attr_ttl.min(entry.entry_ttl);
-            let generation = Generation(entry.generation);
-            let (handle, flags) = (FileHandle(opened.handle), open_flags(&opened));
-            match &opened.mode {
-                OpenMode::Cached { .. } => reply.created(&ttl, &attr, generation, handle, flags),
-                OpenMode::Passthrough(backing) => match backing_id(backing) {
-                    Some(id) => {
-                        reply.created_passthrough(&ttl, &attr, generation, handle, flags, id);
-                    }
-                    None => reply.error(Errno::EIO),
-                },
-            }
+            reply_create(reply, created);
         });
     }
 
@@ -386,14 +293,14 @@ impl Filesystem for Adaptor {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.serve(Op::Read, || {
+        self.serve(Op::Read, |union| {
             BUFFER.with_borrow_mut(|buffer| {
                 let size = size as usize;
                 if buffer.len() < size {
                     buffer.resize(size, 0);
                 }
                 let (part, _) = buffer.split_at_mut(size);
-                match self.union.read(handle.0, offset, part) {
+                match union.read(handle.0, offset, part) {
                     Ok(length) => reply.data(&part[..length.min(size)]),
                     Err(e) => reply.error(errno(&e)),
                 }
@@ -413,7 +320,7 @@ impl Filesystem for Adaptor {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.serve(Op::Write, || {
+        self.serve(Op::Write, |union| {
             let how = union::WriteFlags {
                 kill_priv: write_flags
                     .contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
@@ -421,7 +328,7 @@ impl Filesystem for Adaptor {
                 cached: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
                 append: flags.0 & libc::O_APPEND != 0,
             };
-            match self.union.write(handle.0, offset, data, how) {
+            match union.write(handle.0, offset, data, how) {
                 Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
                 Err(e) => reply.error(errno(&e)),
             }
@@ -443,8 +350,8 @@ impl Filesystem for Adaptor {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.serve(Op::Release, || {
-            self.union.release(handle.0);
+        self.serve(Op::Release, |union| {
+            union.release(handle.0);
             reply.ok();
         });
     }
@@ -457,13 +364,13 @@ impl Filesystem for Adaptor {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.serve(Op::Fsync, || {
-            reply_empty(reply, self.union.fsync(handle.0, datasync));
+        self.serve_long(Op::Fsync, true, move |union| {
+            reply_empty(reply, union.fsync(handle.0, datasync));
         });
     }
 
     fn opendir(&self, _: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.serve(Op::Opendir, || match self.union.opendir(node.0) {
+        self.serve(Op::Opendir, |union| match union.opendir(node.0) {
             Ok(handle) => reply.opened(FileHandle(handle), DIR_FLAGS),
             Err(e) => reply.error(errno(&e)),
         });
@@ -477,8 +384,8 @@ impl Filesystem for Adaptor {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        self.serve(Op::Readdir, || {
-            let read = self.union.readdir(handle.0, offset, &mut |entry| {
+        self.serve(Op::Readdir, |union| {
+            let read = union.readdir(handle.0, offset, &mut |entry| {
                 let kind = file_type(entry.file_type);
                 reply.add(INodeNo(entry.ino), entry.cookie, kind, entry.name)
             });
@@ -497,26 +404,11 @@ impl Filesystem for Adaptor {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.serve(Op::Readdirplus, || {
-            let read = self
-                .union
-                .readdirplus(handle.0, offset, &mut |entry, found| {
-                    let (attr, ttl, generation) = match found {
-                        Some(found) => {
-                            let (attr, attr_ttl) = entry_attr(found);
-                            (attr, attr_ttl.min(found.entry_ttl), found.generation)
-                        }
-                        // `.` and `..`: the kernel takes no inode from them.
-                        None => {
-                            let mut attr = no_entry();
-                            attr.ino = INodeNo(entry.ino);
-                            attr.kind = file_type(entry.file_type);
-                            (attr, Duration::ZERO, 0)
-                        }
-                    };
-                    let generation = Generation(generation);
-                    reply.add(attr.ino, entry.cookie, entry.name, &ttl, &attr, generation)
-                });
+        self.serve(Op::Readdirplus, |union| {
+            let read = union.readdirplus(handle.0, offset, &mut |entry, found| {
+                let (attr, ttl, generation) = plus_attr(&entry, found);
+                reply.add(attr.ino, entry.cookie, entry.name, &ttl, &attr, generation)
+            });
             match read {
                 Ok(()) => reply.ok(),
                 Err(e) => reply.error(errno(&e)),
@@ -532,8 +424,8 @@ impl Filesystem for Adaptor {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.serve(Op::Releasedir, || {
-            self.union.releasedir(handle.0);
+        self.serve(Op::Releasedir, |union| {
+            union.releasedir(handle.0);
             reply.ok();
         });
     }
@@ -546,13 +438,13 @@ impl Filesystem for Adaptor {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.serve(Op::Fsyncdir, || {
-            reply_empty(reply, self.union.fsyncdir(handle.0, datasync));
+        self.serve_long(Op::Fsyncdir, true, move |union| {
+            reply_empty(reply, union.fsyncdir(handle.0, datasync));
         });
     }
 
     fn statfs(&self, _: &Request, _node: INodeNo, reply: ReplyStatfs) {
-        self.serve(Op::Statfs, || match self.union.statfs() {
+        self.serve(Op::Statfs, |union| match union.statfs() {
             Ok(fs) => reply.statfs(
                 fs.blocks(),
                 fs.blocks_free(),
@@ -577,46 +469,35 @@ impl Filesystem for Adaptor {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.serve(Op::Setxattr, || {
-            let set = self.xattrs().and_then(|()| {
-                self.union
-                    .setxattr(&caller(request), node.0, name, value, flags)
-            });
+        let allowed = self.xattrs();
+        let (caller, name, value) = (caller(request), name.to_owned(), value.to_owned());
+        self.serve_long(Op::Setxattr, self.may_copy(node), move |union| {
+            let set = allowed.and_then(|()| union.setxattr(&caller, node.0, &name, &value, flags));
             reply_empty(reply, set);
         });
     }
 
     fn getxattr(&self, _: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.serve(Op::Getxattr, || {
-            let value = self
-                .xattrs()
-                .and_then(|()| self.union.getxattr(node.0, name));
+        self.serve(Op::Getxattr, |union| {
+            let value = self.xattrs().and_then(|()| union.getxattr(node.0, name));
             reply_value(reply, size, value);
         });
     }
 
     fn listxattr(&self, request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        self.serve(Op::Listxattr, || {
+        self.serve(Op::Listxattr, |union| {
             let names = self
                 .xattrs()
-                .and_then(|()| self.union.listxattr(&caller(request), node.0));
-            let list = names.map(|names| {
-                let mut list = Vec::new();
-                for name in names {
-                    list.extend_from_slice(name.as_encoded_bytes());
-                    list.push(0);
-                }
-                list
-            });
-            reply_value(reply, size, list);
+                .and_then(|()| union.listxattr(&caller(request), node.0));
+            reply_value(reply, size, names.map(|names| name_list(&names)));
         });
     }
 
     fn removexattr(&self, request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.serve(Op::Removexattr, || {
-            let removed = self
-                .xattrs()
-                .and_then(|()| self.union.removexattr(&caller(request), node.0, name));
+        let allowed = self.xattrs();
+        let (caller, name) = (caller(request), name.to_owned());
+        self.serve_long(Op::Removexattr, self.may_copy(node), move |union| {
+            let removed = allowed.and_then(|()| union.removexattr(&caller, node.0, &name));
             reply_empty(reply, removed);
         });
     }
@@ -631,8 +512,8 @@ impl Filesystem for Adaptor {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.serve(Op::Fallocate, || {
-            reply_empty(reply, self.union.fallocate(handle.0, offset, length, mode));
+        self.serve_long(Op::Fallocate, true, move |union| {
+            reply_empty(reply, union.fallocate(handle.0, offset, length, mode));
         });
     }
 
@@ -645,8 +526,8 @@ impl Filesystem for Adaptor {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        self.serve(Op::Lseek, || {
-            let found = self.union.lseek(handle.0, offset, whence);
+        self.serve(Op::Lseek, |union| {
+            let found = union.lseek(handle.0, offset, whence);
             match found.map(i64::try_from) {
                 Ok(Ok(offset)) => reply.offset(offset),
                 Ok(Err(_)) => reply.error(Errno::EOVERFLOW),
@@ -668,14 +549,9 @@ impl Filesystem for Adaptor {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.serve(Op::CopyFileRange, || {
-            let copied = self.union.copy_file_range(
-                from.0,
-                from_offset,
-                to.0,
-                to_offset,
-                length.min(MAX_COPY),
-            );
+        self.serve_long(Op::CopyFileRange, true, move |union| {
+            let copied =
+                union.copy_file_range(from.0, from_offset, to.0, to_offset, length.min(MAX_COPY));
             match copied {
                 Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
                 Err(e) => reply.error(errno(&e)),

@@ -1,11 +1,11 @@
 //! Between the union's types and those of the FUSE protocol.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
+use fuser::{Errno, FileAttr, FileType, Generation, INodeNo, TimeOrNow};
 
-use crate::union::{Attr, Entry, Error, SetTime, Timestamp};
+use crate::union::{Attr, DirEntry, Entry, Error, SetTime, Timestamp};
 
 /// The longest name of a directory entry.
 const NAME_MAX: usize = 255;
@@ -101,6 +101,33 @@ pub(super) fn entry_attr(entry: &Entry) -> (FileAttr, Duration) {
     }
     converted.ino = INodeNo(entry.node);
     (converted, Duration::ZERO)
+}
+
+/// The attributes, time and generation of an entry of `readdirplus`, which has one time for the name and the attributes.
+pub(super) fn plus_attr(
+    entry: &DirEntry<'_>,
+    found: Option<&Entry>,
+) -> (FileAttr, Duration, Generation) {
+    if let Some(found) = found {
+        let (attr, attr_ttl) = entry_attr(found);
+        let ttl = attr_ttl.min(found.entry_ttl);
+        return (attr, ttl, Generation(found.generation));
+    }
+    // `.` and `..`: the kernel takes no inode from them.
+    let mut attr = no_entry();
+    attr.ino = INodeNo(entry.ino);
+    attr.kind = file_type(entry.file_type);
+    (attr, Duration::ZERO, Generation(0))
+}
+
+/// Names as `listxattr(2)` gives them, each ended by a zero byte.
+pub(super) fn name_list(names: &[OsString]) -> Vec<u8> {
+    let mut list = Vec::new();
+    for name in names {
+        list.extend_from_slice(name.as_encoded_bytes());
+        list.push(0);
+    }
+    list
 }
 
 /// The reply to the lookup of a name that does not exist: node id 0.

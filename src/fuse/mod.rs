@@ -5,6 +5,7 @@
 //! - `init`: what is agreed on with the kernel when the mount is made;
 //! - `passthrough`: backing files of the requests at hand;
 //! - `counters`: how often each operation was asked, and how long it took;
+//! - `reply`: results as replies; `shared`: what all requests have in common;
 //! - `session`: the threads that serve a connection, and invalidations the other way.
 
 mod adaptor;
@@ -12,7 +13,9 @@ mod convert;
 mod counters;
 mod init;
 mod passthrough;
+mod reply;
 mod session;
+mod shared;
 
 pub use counters::Counters;
 pub use init::Settings;

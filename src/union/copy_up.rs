@@ -36,6 +36,15 @@ pub(crate) enum Copy {
 const CHUNK: usize = 1 << 20;
 
 impl Union {
+    /// See [`Union::may_copy_data`].
+    pub(crate) fn do_may_copy_data(&self, node: NodeId) -> bool {
+        self.stack.upper.is_some()
+            && self
+                .table
+                .get(node)
+                .is_ok_and(|inode| inode.is_file() && !inode.data_in_upper())
+    }
+
     /// Makes sure that the inode, and every directory above it, has an upper part.
     pub(crate) fn copy_up(
         &self,

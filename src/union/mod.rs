@@ -393,6 +393,12 @@ impl Union {
         self.do_removexattr(caller, node, name)
     }
 
+    /// Whether a change of the node may first have to copy its data up, which may take long. A guess: another request
+    /// may be doing it.
+    pub fn may_copy_data(&self, node: NodeId) -> bool {
+        self.do_may_copy_data(node)
+    }
+
     /// Which layer shows the path (relative to the mount's root), what hides the others, whether it was copied up.
     pub fn explain(&self, path: &Path) -> Result<Explanation> {
         self.do_explain(path)

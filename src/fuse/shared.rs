@@ -1,0 +1,90 @@
+//! What all requests of a mount have in common: they are counted, their panics answer `EIO`, and the long ones keep no
+//! other waiting.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::counters::{Counters, Op};
+use super::init::Settings;
+use crate::union::Union;
+
+/// Shared by all threads that serve a mount.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Immutable.
+    pub(super) union: Arc<Union>,
+    /// Immutable.
+    pub(super) settings: Settings,
+    /// Atomics.
+    counters: Arc<Counters>,
+    /// How many of the session's threads are at work. Atomic.
+    busy: AtomicUsize,
+}
+
+impl Shared {
+    pub(super) fn new(union: Arc<Union>, counters: Arc<Counters>, settings: Settings) -> Shared {
+        Shared {
+            union,
+            settings,
+            counters,
+            busy: AtomicUsize::new(0),
+        }
+    }
+
+    /// Does the work of one request. A panic in it drops the reply, which then answers `EIO`, and the mount goes on.
+    pub(super) fn serve(&self, op: Op, work: impl FnOnce(&Union)) {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        self.work(op, work);
+        self.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn work(&self, op: Op, work: impl FnOnce(&Union)) {
+        let start = Instant::now();
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(&self.union))) {
+            let text = panic
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_default();
+            log::error!("{} panicked and answers EIO: {text}", op.name());
+        }
+        self.counters.add(op, start.elapsed());
+    }
+
+    /// As `serve`; but the last thread that is free hands work that may take long to a thread of its own. Otherwise a
+    /// few copies of large files, or programs that wait for one of them, would stop the whole mount.
+    pub(super) fn serve_long(
+        self: &Arc<Shared>,
+        op: Op,
+        long: bool,
+        work: impl FnOnce(&Union) + Send + 'static,
+    ) {
+        let last = self.busy.load(Ordering::Relaxed) + 1 >= self.settings.threads;
+        if !(long && last) {
+            return self.serve(op, work);
+        }
+        // Shared with the new thread, so that the work is not lost where there can be none.
+        let slot = Arc::new(Mutex::new(Some(work)));
+        let (shared, theirs) = (self.clone(), slot.clone());
+        let started = thread::Builder::new()
+            .name(op.name().into())
+            .spawn(move || {
+                let work = theirs.lock().take();
+                if let Some(work) = work {
+                    shared.work(op, work);
+                }
+            });
+        if let Err(e) = started {
+            log::debug!("{} is served here: {e}", op.name());
+            let work = slot.lock().take();
+            if let Some(work) = work {
+                self.serve(op, work);
+            }
+        }
+    }
+}
