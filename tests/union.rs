@@ -254,6 +254,8 @@ fn copy_up_keeps_number_owner_mode_and_times() {
     assert_eq!(fs::read(rig.lowers[0].join("a/b/f")).unwrap(), b"old");
     let explained = rig.u().explain(Path::new("/a/b/f")).unwrap();
     assert!(explained.copied_up);
+    let roles: Vec<_> = explained.layers.iter().map(|l| l.role.as_str()).collect();
+    assert_eq!(roles, ["shown", "hidden by layer 0 (file /a/b/f)"]);
     assert_eq!(
         explained.copy_up_reason.as_deref(),
         Some("open for writing")

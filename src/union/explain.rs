@@ -101,7 +101,10 @@ impl Union {
     fn shown_layers(&self, inode: &Inode, base: usize) -> Vec<usize> {
         let state = inode.state.read();
         let upper = state.upper.is_some().then_some(0);
-        let lowers = state.lowers.iter().map(|l| base + l.layer as usize);
+        // Of a file that was copied up whole, nothing below shows any more.
+        let whole = upper.is_some() && !inode.is_dir() && !state.metacopy;
+        let lowers = state.lowers.iter().filter(|_| !whole);
+        let lowers = lowers.map(|l| base + l.layer as usize);
         upper.into_iter().chain(lowers).collect()
     }
 
