@@ -232,7 +232,8 @@ impl Union {
         let Some(part) = inode.upper() else {
             return Ok(());
         };
-        if !inode.is_file() {
+        // Even a chown that changes nothing does so to everything but directories.
+        if inode.is_dir() {
             return Ok(());
         }
         let upper = self.upper()?;

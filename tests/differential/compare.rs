@@ -102,3 +102,19 @@ pub fn outcome(
 pub fn alone(op: &Op, acetate: &Outcome, plain: &Outcome) -> Option<String> {
     outcome(op, acetate, Some(acetate), plain)
 }
+
+/// The handle whose data the operation looks at. A lower file that is run or mapped is served by passthrough
+/// (`passthrough_lower`); who opened it before it was copied up keeps the old data, and locks of its own.
+pub fn reader(op: &Op) -> Option<u8> {
+    match op {
+        Op::Read { slot, .. }
+        | Op::Pread { slot, .. }
+        | Op::Seek { slot, .. }
+        | Op::MapRead { slot, .. }
+        | Op::MapPrivate { slot, .. }
+        | Op::MapHold { slot }
+        | Op::Flock { slot, .. }
+        | Op::Lock { slot, .. } => Some(*slot),
+        _ => None,
+    }
+}

@@ -171,6 +171,23 @@ impl Executor {
         }
     }
 
+    /// Whether the operation truncates a file by its name to the size that it has.
+    pub fn keeps_size(&self, op: &Op) -> bool {
+        let Op::Truncate { path, size } = op else {
+            return false;
+        };
+        sys::enter(self.root.as_fd()).unwrap();
+        let stat = sys::stat(&c_path(path), true);
+        sys::enter(self.outside.as_fd()).unwrap();
+        stat.is_ok_and(|s| s.st_size == i64::from(*size))
+    }
+
+    /// Whether a handle is open for reading only.
+    pub fn is_reader(&self, slot: u8) -> bool {
+        let handle = self.slots[usize::from(slot)].as_ref();
+        handle.is_some_and(|h| h.flags & libc::O_ACCMODE == libc::O_RDONLY)
+    }
+
     /// The inode that the operation must not exchange for another one.
     fn identity_before(&self, op: &Op) -> Option<u64> {
         if !self.probe {

@@ -26,45 +26,39 @@ use common::skip;
 use generate::Variant;
 use world::Against;
 
+/// Random sequences with these options of acetate.
+fn random(name: &str, options: &'static str, user: bool, sequences: u32) {
+    require!(skip::privileged());
+    run::random(name, Against::Acetate, Variant { options, user }, sequences);
+}
+
 #[test]
 fn random_sequences() {
-    require!(skip::privileged());
-    run::random(
-        "random_sequences",
-        Against::Acetate,
-        Variant::default(),
-        200,
-    );
+    random("random_sequences", "passthrough_lower=never", false, 200);
 }
 
 #[test]
 fn random_sequences_in_the_user_form() {
-    require!(skip::privileged());
-    let variant = Variant {
-        user: true,
-        ..Variant::default()
-    };
-    run::random(
-        "random_sequences_in_the_user_form",
-        Against::Acetate,
-        variant,
-        100,
-    );
+    let name = "random_sequences_in_the_user_form";
+    random(name, "passthrough_lower=never", true, 100);
+}
+
+#[test]
+fn random_sequences_with_programs_passed_through() {
+    let name = "random_sequences_with_programs_passed_through";
+    random(name, "", false, 100);
+}
+
+#[test]
+fn random_sequences_with_every_lower_file_passed_through() {
+    let name = "random_sequences_with_every_lower_file_passed_through";
+    random(name, "passthrough_lower=always", false, 50);
 }
 
 #[test]
 fn random_sequences_without_passthrough() {
-    require!(skip::privileged());
-    let variant = Variant {
-        options: "passthrough=off",
-        ..Variant::default()
-    };
-    run::random(
-        "random_sequences_without_passthrough",
-        Against::Acetate,
-        variant,
-        100,
-    );
+    let name = "random_sequences_without_passthrough";
+    random(name, "passthrough=off", false, 100);
 }
 
 #[test]

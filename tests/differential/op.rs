@@ -371,6 +371,13 @@ pub struct Setup {
     pub each: bool,
 }
 
+impl Setup {
+    /// Whether who opened a lower file for reading sees what is written afterwards in every case.
+    pub fn strict_readers(&self) -> bool {
+        self.options.contains("passthrough_lower=never") || self.options.contains("passthrough=off")
+    }
+}
+
 /// A whole case. The first layer is the topmost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Case {

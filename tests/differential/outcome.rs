@@ -85,8 +85,11 @@ impl Attr {
     fn normal(self) -> Attr {
         let kind = self.mode & libc::S_IFMT;
         let device = matches!(kind, libc::S_IFCHR | libc::S_IFBLK);
+        let is_dir = kind == libc::S_IFDIR;
         Attr {
-            size: if kind == libc::S_IFDIR { 0 } else { self.size },
+            // The kernel's overlayfs updates it in the upper by reading, whatever the mounts say.
+            atime: if is_dir { Stamp::Now } else { self.atime },
+            size: if is_dir { 0 } else { self.size },
             rdev: if device { self.rdev } else { 0 },
             ..self
         }

@@ -41,3 +41,37 @@ fn a_write_by_a_stranger_to_the_group_takes_sgid_without_group_execute_away() {
         ],
     });
 }
+
+#[test]
+fn a_chown_that_changes_nothing_takes_suid_of_a_fifo_away() {
+    replay(&Case {
+        setup: Setup {
+            root_mode: 0o755,
+            features: All,
+            options: "",
+            each: false,
+        },
+        layers: vec![Tree(vec![])],
+        steps: vec![
+            Step {
+                who: Root,
+                op: Mknod {
+                    path: "f",
+                    kind: 4096,
+                    mode: 0o4755,
+                    major: 0,
+                    minor: 0,
+                },
+            },
+            Step {
+                who: Root,
+                op: Chown {
+                    path: "f",
+                    uid: None,
+                    gid: None,
+                    follow: false,
+                },
+            },
+        ],
+    });
+}

@@ -129,17 +129,38 @@ impl World {
         self.against == Against::Kernel || self.setup.features != Features::Default
     }
 
-    /// In the `user.` form a directory of a lower layer cannot be renamed.
-    fn refused(&self, op: &Op) -> bool {
-        let Op::Rename { from, to, .. } = op else {
-            return false;
-        };
-        let plain = self.ground.plain();
-        self.setup.features == Features::User
-            && [from, to].iter().any(|path| {
-                let path = below(&plain, path);
-                path.symlink_metadata().is_ok_and(|m| m.is_dir())
-            })
+    /// What is left out, since it must differ.
+    fn left_out(&self, op: &Op) -> bool {
+        match op {
+            // In the `user.` form a directory of a lower layer cannot be renamed.
+            Op::Rename { from, to, .. } => {
+                let plain = self.ground.plain();
+                let is_dir = |path: &str| {
+                    below(&plain, path)
+                        .symlink_metadata()
+                        .is_ok_and(|m| m.is_dir())
+                };
+                self.setup.features == Features::User && (is_dir(from) || is_dir(to))
+            }
+            // A reader served by passthrough holds the lower file: see `compare::reader`. A path through /proc
+            // that leads to it is stale after the copy-up, and what is copied from it may be old.
+            Op::Reopen { .. } => !self.setup.strict_readers(),
+            Op::Copy { from, .. } => !self.setup.strict_readers() && self.is_reader(*from),
+            // With the writeback cache the kernel keeps the times by itself, and takes this for no change.
+            Op::Truncate { .. } => {
+                let plain = self.executors.as_ref().map(|e| &e[2]);
+                self.setup.options.contains("passthrough=off")
+                    && plain.is_some_and(|p| p.keeps_size(op))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a handle is open for reading only.
+    fn is_reader(&self, slot: u8) -> bool {
+        self.executors
+            .as_ref()
+            .is_some_and(|e| e[2].is_reader(slot))
     }
 
     /// Runs a step on all three. The error describes the difference.
@@ -147,7 +168,7 @@ impl World {
         if step.op == Op::Remount {
             return self.remount();
         }
-        if self.refused(&step.op) {
+        if self.left_out(&step.op) {
             return Ok(());
         }
         let word = self.has_word();
@@ -158,6 +179,11 @@ impl World {
         let kernel = kernel.run(step);
         let acetate = acetate.run(step);
         let link_counts = if word { &kernel } else { &acetate };
+        if !self.setup.strict_readers()
+            && compare::reader(&step.op).is_some_and(|slot| self.is_reader(slot))
+        {
+            return Ok(());
+        }
         if let Some(wrong) = compare::outcome(&step.op, &acetate, Some(link_counts), &plain) {
             return Err(format!(
                 "{step:?}: {wrong}\n  acetate: {acetate:?}\n  kernel:  {kernel:?}\n  plain:   {plain:?}"
@@ -212,6 +238,10 @@ impl World {
         self.ground.untouched()?;
         by_the_kernel(&self.ground, self.has_word().then_some(&kernel), &plain)?;
         if self.against == Against::Acetate && self.setup.features != Features::Default {
+            // As the kernel reads it: what it holds in memory is sometimes not what it stored.
+            let overlay = self.ground.overlay_all("kernel");
+            let kernel = View::read_kernel(overlay.path())?;
+            overlay.unmount().map_err(|e| e.to_string())?;
             let mount = self.ground.acetate("kernel");
             let here = View::read(mount.path())
                 .map_err(|e| format!("the kernel's upper, by acetate: {e}"))?;
