@@ -28,13 +28,15 @@ impl StatsArgs {
     pub(super) fn run(self) -> Result<(), CliError> {
         let mut last = mount::stats(&self.dir)?;
         self.print(&last)?;
-        while self.watch {
+        if !self.watch {
+            return Ok(());
+        }
+        loop {
             std::thread::sleep(Duration::from_secs(1));
             let now = mount::stats(&self.dir)?;
             self.print(&difference(&last, &now))?;
             last = now;
         }
-        Ok(())
     }
 
     fn print(&self, stats: &StatsSnapshot) -> Result<(), CliError> {

@@ -26,11 +26,11 @@ enum PathText {
 }
 
 mod path_text {
-    use super::{OsStrExt, OsStringExt, PathBuf, PathText};
+    use super::{OsStrExt, OsStringExt, Path, PathBuf, PathText};
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
     use std::ffi::OsString;
 
-    pub(super) fn serialize<S: Serializer>(path: &PathBuf, to: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
         match path.to_str() {
             Some(text) => PathText::Text(text.to_owned()),
             None => PathText::Bytes(path.as_os_str().as_bytes().to_vec()),
