@@ -139,8 +139,8 @@ impl Cli {
     fn run(self) -> Result<(), CliError> {
         match self.command {
             Command::Mount(arguments) => arguments.run(self.root),
-            Command::Umount(arguments) => arguments.run(),
-            Command::Mounts(arguments) => arguments.run(),
+            Command::Umount(arguments) => arguments.run(self.root),
+            Command::Mounts(arguments) => arguments.run(self.root),
             Command::Diff(arguments) => arguments.run(),
             Command::Explain(arguments) => arguments.run(),
             Command::Stats(arguments) => arguments.run(),

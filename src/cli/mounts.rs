@@ -1,5 +1,7 @@
 //! `acetate mounts`
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde::Serialize;
 
@@ -22,7 +24,8 @@ struct Line {
 }
 
 impl MountsArgs {
-    pub(super) fn run(self) -> Result<(), CliError> {
+    pub(super) fn run(self, root: Option<PathBuf>) -> Result<(), CliError> {
+        mount::sweep(&mount::store_root(root));
         let all = mount::list()?;
         if self.json {
             let lines: Vec<Line> = all

@@ -21,8 +21,10 @@ pub(super) struct UmountArgs {
 }
 
 impl UmountArgs {
-    pub(super) fn run(self) -> Result<(), CliError> {
-        Ok(mount::unmount(&self.dir, self.lazy)?)
+    pub(super) fn run(self, root: Option<PathBuf>) -> Result<(), CliError> {
+        mount::unmount(&self.dir, self.lazy)?;
+        mount::sweep(&mount::store_root(root));
+        Ok(())
     }
 }
 

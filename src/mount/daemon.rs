@@ -1,9 +1,7 @@
 //! The process that serves a mount, and what its starter is told.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,6 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 use super::compose::{MountRequest, Mounted, compose, prepare};
 use super::control::{Control, Info};
 use super::error::MountError;
+use super::log::Log;
 use super::state::{Record, Registration};
 use super::{private, runtime};
 use crate::sys::daemon::{
@@ -123,6 +122,9 @@ fn serve(
     let id = new_id();
     let runtime = runtime::create();
     let dir = runtime.as_deref().ok();
+    if let Some(dir) = dir {
+        runtime::sweep_logs(dir);
+    }
     let log = Log::start(log, dir, &id, starter.is_some(), request.options.debug)?;
     if let Err(e) = &runtime {
         log::warn!("the mount cannot be asked anything, as there is no place for its socket: {e}");
@@ -284,75 +286,4 @@ fn unmount_on(signals: &SigSet, mountpoint: &Path) {
         }
         lazy = true;
     }
-}
-
-/// Where the daemon writes what goes wrong.
-struct Log {
-    path: Option<PathBuf>,
-    /// Nobody chose it, so it is not kept when nothing is in it.
-    default: bool,
-}
-
-impl Log {
-    fn start(
-        given: Option<&Path>,
-        runtime: Option<&Path>,
-        id: &str,
-        in_background: bool,
-        debug: bool,
-    ) -> Result<Log, MountError> {
-        let path = match (given, runtime) {
-            (Some(path), _) => Some(std::path::absolute(path).unwrap_or_else(|_| path.to_owned())),
-            (None, Some(dir)) if in_background => Some(dir.join(format!("{id}.log"))),
-            (None, _) => None,
-        };
-        let level = if debug {
-            log::LevelFilter::Debug
-        } else {
-            log::LevelFilter::Warn
-        };
-        let mut builder = env_logger::Builder::new();
-        builder.filter_level(level).parse_default_env();
-        if let Some(path) = &path {
-            let file =
-                open_log(path).map_err(|e| MountError::Path("the log file", path.clone(), e))?;
-            builder.target(env_logger::Target::Pipe(Box::new(file)));
-        }
-        if builder.try_init().is_err() {
-            log::debug!("the log goes where it went before");
-        }
-        std::panic::set_hook(Box::new(|info| log::error!("{info}")));
-        Ok(Log {
-            path,
-            default: given.is_none(),
-        })
-    }
-
-    /// Nothing more is written: an empty log is of no use.
-    fn end(&self) {
-        let written = self
-            .path
-            .as_deref()
-            .and_then(|path| std::fs::metadata(path).ok())
-            .is_some_and(|found| found.len() != 0);
-        if !written {
-            self.remove();
-        }
-    }
-
-    fn remove(&self) {
-        if let Some(path) = self.path.as_deref().filter(|_| self.default)
-            && let Err(e) = std::fs::remove_file(path)
-        {
-            log::info!("{} is not removed: {e}", path.display());
-        }
-    }
-}
-
-fn open_log(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)
 }

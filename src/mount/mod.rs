@@ -5,6 +5,7 @@
 //! - `private`: uppers that are thrown away;
 //! - `compose`: makes the mount;
 //! - `daemon`: the process that serves it, and what its starter is told;
+//! - `log`: what the daemon writes when something goes wrong;
 //! - `control`, `state`: how other processes find a mount and ask about it.
 
 mod checks;
@@ -12,6 +13,7 @@ mod compose;
 mod control;
 mod daemon;
 mod error;
+mod log;
 mod mapping;
 mod options;
 mod private;
@@ -23,5 +25,6 @@ pub use control::{Info, diff, explain, info, stats};
 pub use daemon::{Background, mount};
 pub use error::{MountError, OptionError};
 pub use options::MountOptions;
+pub use private::sweep;
 pub use runtime::store_root;
 pub use state::{MountState, Record, find, list, unmount};

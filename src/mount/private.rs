@@ -109,8 +109,8 @@ fn whole(all: &Path) -> io::Result<File> {
     Ok(guard)
 }
 
-/// Takes away what daemons left that were killed.
-pub(super) fn sweep(root: &Path) {
+/// Takes away the private uppers of the store at `root` whose daemons were killed.
+pub fn sweep(root: &Path) {
     let all = root.join("private");
     match sweep_all(&all) {
         Ok(()) => {}
@@ -168,6 +168,8 @@ fn discard(dir: &Path) {
     match set_aside(dir) {
         Ok(Some(aside)) => remove_tree(&aside),
         Ok(None) => {}
+        // Somebody threw the whole store away.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => log::warn!("{} is not thrown away: {e}", dir.display()),
     }
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The store's root directory: what `--root` says, or `ACETATE_ROOT`, or the default of the user.
 pub fn store_root(given: Option<PathBuf>) -> PathBuf {
@@ -57,6 +58,33 @@ pub(super) fn create() -> io::Result<PathBuf> {
     Err(last)
 }
 
+/// How long the log of a mount that ended with errors is kept.
+const LOG_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Takes away old logs that no record names any more.
+pub(super) fn sweep_logs(dir: &Path) {
+    let swept = || -> io::Result<()> {
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            let leftover = path
+                .extension()
+                .is_some_and(|extension| extension == "log" || extension == "new");
+            if !leftover || path.with_extension("json").exists() {
+                continue;
+            }
+            let age = fs::metadata(&path)?.modified()?.elapsed();
+            if age.is_ok_and(|age| age > LOG_LIFE) {
+                fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
+    };
+    // Another command may be sweeping the same.
+    if let Err(e) = swept() {
+        log::debug!("{} is not swept: {e}", dir.display());
+    }
+}
+
 /// In a directory that others may write to, somebody else may have taken the name.
 pub(super) fn is_ours(dir: &Path) -> bool {
     fs::symlink_metadata(dir).is_ok_and(|found| {
@@ -65,4 +93,39 @@ pub(super) fn is_ours(dir: &Path) -> bool {
             && found.mode() & 0o022 == 0
             && is_writable(dir)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn only_old_logs_without_a_record_are_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["old.log", "held.log", "held.json", "new.log", "old.txt"] {
+            File::create(path(name)).unwrap();
+        }
+        let long_ago = std::time::SystemTime::now() - LOG_LIFE - Duration::from_secs(60);
+        for name in ["old.log", "held.log", "old.txt"] {
+            let file = File::options().write(true).open(path(name)).unwrap();
+            file.set_modified(long_ago).unwrap();
+        }
+        sweep_logs(dir.path());
+        assert!(!path("old.log").exists());
+        for name in ["held.log", "new.log", "old.txt"] {
+            assert!(path(name).exists(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_not_ours() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        assert!(is_ours(dir.path()));
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(!is_ours(dir.path()));
+        assert!(!is_ours(&dir.path().join("missing")));
+    }
 }
