@@ -7,6 +7,7 @@ mod common;
 
 #[path = "cli/archives.rs"]
 mod archives;
+#[allow(dead_code)]
 #[path = "../examples/demo/image.rs"]
 mod image;
 #[path = "cli/interrupts.rs"]

@@ -9,7 +9,7 @@
 mod common;
 
 #[path = "../examples/demo/image.rs"]
-#[allow(dead_code, unreachable_pub)]
+#[allow(dead_code)]
 mod image;
 
 use std::fs;

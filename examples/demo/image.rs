@@ -14,12 +14,15 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 /// Paths worth explaining, and what is special about each.
-pub const PATHS: &[(&str, &str)] = &[
+pub(crate) const PATHS: &[(&str, &str)] = &[
     ("bin/sh", "from the lowest layer"),
     ("etc/motd", "overridden by a higher layer"),
     ("usr/share/draft", "deleted by a whiteout"),
     ("var/cache", "an opaque directory: nothing shines through"),
 ];
+
+/// The layers' names, the topmost first, as `acetate` numbers them.
+pub(crate) const LAYERS: &[&str] = &["config", "app", "base"];
 
 const PROGRAMS: &[&str] = &["sh", "cat", "ls", "mkdir", "mv", "rm"];
 
@@ -147,7 +150,7 @@ fn hex(data: &[u8]) -> String {
 }
 
 /// Writes an OCI layout of three layers at `dir` and describes them, the lowest first.
-pub fn build(dir: &Path) -> Result<Vec<String>> {
+pub(crate) fn build(dir: &Path) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     let mut base = Layer::new();
     let mut bytes = 0;
@@ -162,7 +165,7 @@ pub fn build(dir: &Path) -> Result<Vec<String>> {
     base.file("var/cache/stale-1", 0o644, b"")?;
     base.file("var/cache/stale-2", 0o644, b"")?;
     lines.push(format!(
-        "layer 1  base      {} and their libraries",
+        "layer 3  base      {} and their libraries",
         PROGRAMS.join(", ")
     ));
 
@@ -177,7 +180,7 @@ pub fn build(dir: &Path) -> Result<Vec<String>> {
     config.opaque("var/cache")?;
     config.file("var/cache/fresh", 0o644, b"")?;
     config.file("etc/hostname", 0o644, b"demo\n")?;
-    lines.push("layer 3  config    starts var/cache anew".to_owned());
+    lines.push("layer 1  config    starts var/cache anew".to_owned());
 
     fs::create_dir_all(dir.join("blobs/sha256"))?;
     let blobs = Blobs { dir };

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::checks::{self, Place, Role};
 use super::error::MountError;
@@ -14,6 +15,7 @@ use crate::fuse::{Access, Session, Settings};
 use crate::image::{LayerGuard, Store};
 use crate::layer::Layer;
 use crate::layer::dir::{DirLayer, LayerOptions};
+use crate::layer::error::UpperError;
 use crate::layer::fdcache::FdCache;
 use crate::layer::upper::{Namespace, Upper, UpperOptions};
 use crate::sys::caps;
@@ -21,6 +23,9 @@ use crate::sys::fusedev;
 use crate::sys::mount::{self as sys_mount, FuseMount};
 use crate::union::params::RedirectDir;
 use crate::union::{Params, Union};
+
+/// How long the daemon of a mount that is gone may take to let go of its upper.
+const LET_GO: Duration = Duration::from_secs(1);
 
 /// What is to be mounted.
 #[derive(Clone, Debug, PartialEq)]
@@ -306,9 +311,22 @@ fn open_upper(
         volatile: options.volatile || private,
         override_stat: options.override_stat,
     };
-    let cache = cache.clone();
-    let upper = Upper::open(&upper.path, &work.path, upper_options, cache)?;
-    Ok(Some(upper))
+    let begin = Instant::now();
+    loop {
+        let opened = Upper::open(
+            &upper.path,
+            &work.path,
+            upper_options.clone(),
+            cache.clone(),
+        );
+        match opened {
+            // umount(2) does not wait for the daemon, and an engine mounts again right after it.
+            Err(UpperError::InUse(..)) if begin.elapsed() < LET_GO => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            opened => return Ok(Some(opened?)),
+        }
+    }
 }
 
 fn is_stacked<'a>(places: impl Iterator<Item = &'a Place>) -> bool {

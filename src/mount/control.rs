@@ -178,8 +178,9 @@ pub fn diff(dir: &Path) -> Result<Vec<Change>, MountError> {
 pub fn explain(path: &Path) -> Result<Explanation, MountError> {
     use std::os::unix::ffi::OsStrExt;
     let (found, inside) = state::living_around(path)?;
-    put(
-        &found,
-        &Question::Explain(inside.as_os_str().as_bytes().to_vec()),
-    )
+    let question = Question::Explain(inside.as_os_str().as_bytes().to_vec());
+    put(&found, &question).map_err(|e| match e {
+        MountError::Answer(text) => MountError::Answer(format!("{}: {text}", path.display())),
+        e => e,
+    })
 }

@@ -169,6 +169,7 @@ const WITHOUT_EFFECT: &[&str] = &[
     "blkdev",
     "threaded",
     "fast_ino",
+    "fast_ino_check",
     "max_read",
     "max_write",
     "max_readahead",
@@ -347,8 +348,15 @@ impl MountOptions {
         if self.allow_other && self.allow_root {
             return conflict("allow_other", "allow_root");
         }
-        if self.metacopy == Some(true) && self.redirect_dir == Some(RedirectDir::NoFollow) {
-            return conflict("metacopy=on", "redirect_dir=nofollow");
+        // As in the kernel: a metacopy of a renamed file finds its data by a redirect.
+        if self.metacopy == Some(true) {
+            match self.redirect_dir {
+                Some(RedirectDir::Follow) => return conflict("metacopy=on", "redirect_dir=off"),
+                Some(RedirectDir::NoFollow) => {
+                    return conflict("metacopy=on", "redirect_dir=nofollow");
+                }
+                Some(RedirectDir::On) | None => {}
+            }
         }
         if self.passthrough == Some(true) && self.writeback == Some(true) {
             return conflict("passthrough=on", "writeback=1");

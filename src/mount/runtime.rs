@@ -41,8 +41,24 @@ pub(super) fn candidates() -> Vec<PathBuf> {
     if let Some(dir) = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
         found.push(PathBuf::from(dir).join("acetate"));
     }
-    found.push(std::env::temp_dir().join(format!("acetate-{}", user.as_raw())));
+    let name = format!("acetate-{}", outside(user.as_raw()));
+    found.push(std::env::temp_dir().join(name));
     found
+}
+
+/// The user's id outside of a user namespace: in there, everybody may be root.
+fn outside(uid: u32) -> u32 {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let ranges = map.lines().filter_map(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+        let mut next = || numbers.next()?.ok();
+        Some((next()?, next()?, next()?))
+    });
+    ranges
+        .filter(|(inside, _, count)| uid >= *inside && uid - inside < *count)
+        .map(|(inside, outside, _)| outside + (uid - inside))
+        .next()
+        .unwrap_or(uid)
 }
 
 /// The first candidate that is ours, created where it is missing.

@@ -31,10 +31,10 @@ fn mount(place: &Place, options: &str) -> Guard {
 fn uidmapping_and_gidmapping() {
     require!(skip::privileged());
     let place = prepared("mapping");
-    // Triples of the id in the mount, the id on disk, and how many.
+    // Triples of the id on disk, the id in the mount, and how many.
     let _guard = mount(
         &place,
-        "uidmapping=0:100000:65536,gidmapping=0:100000:65536",
+        "uidmapping=100000:0:65536,gidmapping=100000:0:65536",
     );
     assert_eq!(owner(&place.merged.join("kept")), (5, 6));
     assert_eq!(owner(&place.merged.join("deleted")), (0, 0));
@@ -56,7 +56,7 @@ fn several_ranges() {
     let place = prepared("ranges");
     let _guard = mount(
         &place,
-        "uidmapping=0:100000:1:1000:100001:100,gidmapping=0:100000:65536",
+        "uidmapping=100000:0:1:100001:1000:100,gidmapping=100000:0:65536",
     );
     assert_eq!(owner(&place.merged.join("deleted")), (0, 0));
     assert_eq!(owner(&place.merged.join("kept")), (1004, 6));

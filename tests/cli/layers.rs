@@ -72,7 +72,6 @@ fn an_upper_without_a_workdir() {
     place.refused("mount --lower top --upper upper merged", &["--work"]);
     place.refused("mount --lower top --work work merged", &["--upper"]);
     place.refused("-o lowerdir=top,upperdir=upper merged", &["workdir"]);
-    place.refused("-o lowerdir=top,workdir=work merged", &["upperdir"]);
 }
 
 #[test]

@@ -177,7 +177,7 @@ impl Place {
     }
 }
 
-/// A program that an ordinary user runs, with a FUSE device of the given mode.
+/// A program that an ordinary user runs (`nobody`, as `fusermount3` wants a name), with a FUSE device of the given mode.
 pub fn as_plain_user(place: &Place, device_mode: u32, program: impl AsRef<OsStr>) -> Command {
     let device = place.scratch.join(format!("fuse-{device_mode:o}"));
     if !device.exists() {
@@ -193,7 +193,7 @@ pub fn as_plain_user(place: &Place, device_mode: u32, program: impl AsRef<OsStr>
     let mut command = place.program("unshare");
     command
         .args(["--mount", "--propagation", "private", "sh", "-ec"])
-        .arg("mount --bind \"$0\" /dev/fuse; exec setpriv --reuid 2000 --regid 2000 --clear-groups \"$@\"")
+        .arg("mount --bind \"$0\" /dev/fuse; exec setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\"")
         .arg(device)
         .env_remove("XDG_RUNTIME_DIR")
         .env("HOME", place.scratch.path())
@@ -215,7 +215,7 @@ impl Place {
     /// Gives everything to the ordinary user of [`as_plain_user`].
     pub fn give_to_plain_user(&self) {
         let status = Command::new("chown")
-            .args(["-R", "2000:2000"])
+            .args(["-R", "65534:65534"])
             .arg(self.scratch.path())
             .status();
         assert!(status.unwrap().success());

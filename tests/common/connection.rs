@@ -116,7 +116,12 @@ pub fn unregister(minor: u32) {
 /// Aborts every registered connection and says how many there were.
 pub fn abort_all() -> usize {
     let ours = OURS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mounted = mounts();
     for minor in &ours {
+        // A number that is mounted no more may be another process's connection by now.
+        if !mounted.iter().any(|m| m.minor == *minor) {
+            continue;
+        }
         if let Err(e) = abort(*minor) {
             eprintln!("abort of FUSE connection {minor}: {e}");
         }

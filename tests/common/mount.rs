@@ -407,6 +407,8 @@ impl Drop for Mount {
         if let Some(dir) = self.dir.take() {
             match umount_within(&dir, MntFlags::empty(), Duration::from_secs(5)) {
                 Some(Ok(())) => {}
+                // Gone already; its connection's number may be another mount's by now.
+                _ if connection::mounted_at(&dir).map(|m| m.minor) != self.fuse => {}
                 other => {
                     eprintln!("umount {}: {other:?}; aborting it", dir.display());
                     if let Some(minor) = self.fuse

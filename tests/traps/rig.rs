@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 
@@ -113,19 +113,22 @@ impl Rig {
     }
 }
 
-/// `acetate stats DIR --json`.
+/// `acetate stats DIR --json`. A daemon in the foreground is mounted a little before it can be asked.
 pub fn stats(dir: &Path) -> serde_json::Value {
-    let output = Command::new(env!("CARGO_BIN_EXE_acetate"))
-        .args([OsStr::new("stats"), dir.as_os_str(), OsStr::new("--json")])
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    serde_json::from_slice(&output.stdout).unwrap()
+    let begin = Instant::now();
+    loop {
+        let output = Command::new(env!("CARGO_BIN_EXE_acetate"))
+            .args([OsStr::new("stats"), dir.as_os_str(), OsStr::new("--json")])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        if output.status.success() {
+            return serde_json::from_slice(&output.stdout).unwrap();
+        }
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(begin.elapsed() < Duration::from_secs(5), "{error}");
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Runs `act` as another user with one group and no rights over files.
