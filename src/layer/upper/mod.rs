@@ -8,6 +8,7 @@
 //! the kernel.
 
 mod attrs;
+mod create;
 mod index;
 mod open;
 mod publish;
@@ -35,6 +36,7 @@ use super::{
     Access, Layer, LayerEntry, LayerLookup, Marks, Node, OverlayHandle, RealFile, Stat, Timestamp,
 };
 
+pub use create::NewAttributes;
 pub use open::is_inside;
 pub use stage::{Published, Staged};
 

@@ -37,6 +37,8 @@ pub struct Published {
     pub node: Node,
     /// The file, still open for reading and writing, where it was staged as one.
     pub file: Option<File>,
+    /// Its attributes, where they are known already.
+    pub stat: Option<Stat>,
 }
 
 /// The descriptor of a new inode.
@@ -203,6 +205,7 @@ impl Staged {
         Published {
             node: self.node.clone(),
             file,
+            stat: None,
         }
     }
 }

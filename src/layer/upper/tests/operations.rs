@@ -667,3 +667,51 @@ fn marks_of_symlinks_survive_and_go() {
     let marks = fixture.upper.marks(&found.node, &found.stat).unwrap();
     assert_eq!(marks.origin, Some(handle));
 }
+
+#[test]
+fn entries_made_in_place() {
+    let fixture = Fixture::new(Namespace::User);
+    let (upper, root) = (&fixture.upper, fixture.root());
+    let dir = fixture.mkdir(&root, "sgid", Replace::Nothing);
+    let own = upper.stat(&dir).unwrap();
+    for sgid in [0, libc::S_ISGID] {
+        upper.chmod(&dir, 0o755 | sgid).unwrap();
+        let parent = upper.stat(&dir).unwrap();
+        let attributes = |mode| NewAttributes {
+            uid: own.uid,
+            gid: own.gid,
+            mode,
+        };
+        for (at, kind, mode) in [
+            ("file", Stage::File, 0o462),
+            ("dir", Stage::Dir, 0o1777 | sgid),
+            ("link", Stage::Symlink(name("x")), 0o777),
+            ("fifo", Stage::Special(libc::S_IFIFO, 0), 0o606),
+        ] {
+            let at = format!("{at}{sgid:o}");
+            let made = upper
+                .create(&dir, &parent, name(&at), kind, attributes(mode))
+                .unwrap()
+                .unwrap();
+            let stat = upper.stat(&made.node).unwrap();
+            assert_eq!(made.stat, Some(stat));
+            assert_eq!(stat.mode & 0o7777, mode, "{at}");
+            assert_eq!((stat.uid, stat.gid), (own.uid, own.gid));
+            assert_eq!(made.file.is_some(), matches!(kind, Stage::File));
+            let again = upper.create(&dir, &parent, name(&at), kind, attributes(mode));
+            assert_eq!(again.unwrap_err().raw_os_error(), Some(libc::EEXIST));
+        }
+        let refused = |kind, attributes| {
+            let made = upper.create(&dir, &parent, name("no"), kind, attributes);
+            assert!(made.unwrap().is_none());
+        };
+        refused(Stage::File, attributes(0o4755));
+        refused(Stage::Dir, attributes(0o755 | (sgid ^ libc::S_ISGID)));
+        let stranger = NewAttributes {
+            uid: own.uid + 1,
+            ..attributes(0o644)
+        };
+        refused(Stage::File, stranger);
+    }
+    assert!(fixture.is_missing(&dir, "no"));
+}
