@@ -13,8 +13,8 @@ use super::inode::{Inode, NlinkBase, State, UpperPart};
 use super::listing::{Known, Listing};
 use super::namei::FoundInode;
 use super::types::{BackingOpener, Caller, Entry, NodeId, Opened};
-use crate::layer::upper::{Mark, Replace, Stage, Staged, TimeSet, Upper};
-use crate::layer::{Layer, LayerLookup, RealFile};
+use crate::layer::upper::{Mark, NewAttributes, Published, Replace, Stage, TimeSet, Upper};
+use crate::layer::{Layer, LayerLookup, RealFile, Stat};
 
 /// What is to be made.
 struct New<'a> {
@@ -22,6 +22,19 @@ struct New<'a> {
     /// Permission bits as asked for; `None` for a symlink.
     mode: Option<u32>,
     umask: u32,
+}
+
+/// How it is to be made.
+struct Plan {
+    /// The directory that it is made in.
+    dir: Stat,
+    attributes: NewAttributes,
+    /// False for a symlink, whose permission bits cannot be set.
+    has_mode: bool,
+    /// The directory has no default ACL, which the filesystem below would apply by itself.
+    in_place: bool,
+    acls: Vec<(&'static str, Vec<u8>)>,
+    opaque: bool,
 }
 
 /// What stands at a name, seen by someone who is about to change it.
@@ -76,15 +89,15 @@ impl Union {
         Ok(at)
     }
 
-    /// Builds a new inode in the workdir: owner, mode and ACLs as the directory and the caller say.
-    fn stage_new(
+    /// Owner, mode and ACLs of a new inode, as the directory and the caller say.
+    fn plan_new(
         &self,
-        upper: &Arc<Upper>,
+        upper: &Upper,
         caller: &Caller,
         parent: &Inode,
         part: &UpperPart,
         new: &New<'_>,
-    ) -> Result<Staged> {
+    ) -> Result<Plan> {
         let ids = &self.params.ids;
         let owner = Error::Errno(libc::EOVERFLOW);
         let uid = ids.uid_outside(caller.uid).ok_or(owner)?;
@@ -100,21 +113,18 @@ impl Union {
             Some(_) if !self.params.noacl => self.default_acl(upper, parent, part)?,
             _ => None,
         };
-        let staged = upper.stage(new.stage)?;
-        staged.chown(Some(uid), Some(gid))?;
-        let Some(mut mode) = new.mode else {
-            return Ok(staged);
-        };
+        let mut acls = Vec::new();
+        let mut mode = new.mode.unwrap_or(0o777);
         match &default {
             Some(default) => {
                 let inherited = acl::inherit(default, mode)
                     .ok_or_else(|| Error::Corrupt("default ACL of an unknown form".into()))?;
                 mode = inherited.mode;
                 if let Some(access) = inherited.access {
-                    staged.set_xattr(OsStr::new(acl::ACCESS), &access, 0)?;
+                    acls.push((acl::ACCESS, access));
                 }
                 if is_dir {
-                    staged.set_xattr(OsStr::new(acl::DEFAULT), default, 0)?;
+                    acls.push((acl::DEFAULT, default.to_vec()));
                 }
             }
             None => mode &= !new.umask,
@@ -122,8 +132,56 @@ impl Union {
         if inherit_sgid {
             mode |= libc::S_ISGID;
         }
-        staged.chmod(mode & 0o7777)?;
-        Ok(staged)
+        Ok(Plan {
+            dir,
+            has_mode: new.mode.is_some(),
+            attributes: NewAttributes {
+                uid,
+                gid,
+                mode: mode & 0o7777,
+            },
+            // With `noacl` it is not known.
+            in_place: default.is_none() && !self.params.noacl,
+            acls,
+            // What a lower has or may get under this name does not belong to a new directory.
+            opaque: is_dir && !parent.state.read().lowers.is_empty(),
+        })
+    }
+
+    /// Puts a new inode into the upper. Precondition: the directory's `ops` lock is held.
+    fn place_new_locked(
+        &self,
+        upper: &Arc<Upper>,
+        part: &UpperPart,
+        name: &OsStr,
+        (stage, plan): (Stage<'_>, &Plan),
+        replace: Replace,
+    ) -> Result<Published> {
+        if replace == Replace::Nothing && plan.in_place {
+            let made = upper.create(&part.node, &plan.dir, name, stage, plan.attributes)?;
+            if let Some(made) = made {
+                // No layer has the name, so that nothing shows before the mark is set.
+                if plan.opaque
+                    && let Err(e) = upper.set_mark(&made.node, &Mark::Opaque)
+                {
+                    upper.remove(&part.node, name, Some(&made.node), true, false)?;
+                    return Err(e.into());
+                }
+                return Ok(made);
+            }
+        }
+        let staged = upper.stage(stage)?;
+        staged.chown(Some(plan.attributes.uid), Some(plan.attributes.gid))?;
+        for (name, value) in &plan.acls {
+            staged.set_xattr(OsStr::new(name), value, 0)?;
+        }
+        if plan.has_mode {
+            staged.chmod(plan.attributes.mode)?;
+        }
+        if plan.opaque {
+            staged.set_mark(&Mark::Opaque)?;
+        }
+        Ok(upper.publish(staged, &part.node, name, replace)?)
     }
 
     fn default_acl(
@@ -160,12 +218,7 @@ impl Union {
         self.copy_up(&parent, Copy::Meta, "new entry in it")?;
         let upper = self.upper()?;
         let part = parent.upper().ok_or(Error::Errno(libc::EIO))?;
-        let staged = self.stage_new(upper, caller, &parent, &part, &new)?;
-        let is_dir = matches!(new.stage, Stage::Dir);
-        if is_dir && !parent.state.read().lowers.is_empty() {
-            // What a lower has or may get under this name does not belong to the new directory.
-            staged.set_mark(&Mark::Opaque)?;
-        }
+        let plan = self.plan_new(upper, caller, &parent, &part, &new)?;
         let _ops = dir.ops.lock();
         if parent.state.read().dead {
             return Err(Error::Errno(libc::ENOENT));
@@ -179,9 +232,12 @@ impl Union {
         } else {
             Replace::Nothing
         };
-        let published = upper.publish(staged, &part.node, name, replace)?;
+        let published = self.place_new_locked(upper, &part, name, (new.stage, &plan), replace)?;
         let node = published.node;
-        let stat = upper.stat(&node)?;
+        let stat = match published.stat {
+            Some(stat) => stat,
+            None => upper.stat(&node)?,
+        };
         let ino = self
             .stack
             .ino(stat.dev, stat.ino, || self.table.dynamic_ino());
