@@ -33,7 +33,7 @@ fn configuration(mode: Mode, synchronous: bool) -> String {
         "fsync = 0.05\nfdatasync = 0.05"
     };
     format!(
-        "flen = {LENGTH}\nblockmode = {block}\nnomsyncafterwrite = {}\n[opsize]\nmax = 16384\n[weights]\n\
+        "flen = {LENGTH}\nblockmode = {block}\nnomsyncafterwrite = {}\n[opsize]\nmin = 1\nmax = 16384\n[weights]\n\
          read = 10\nwrite = 10\nmapread = 10\nmapwrite = 10\ninvalidate = 1\npunch_hole = 3\nsendfile = 3\n\
          posix_fadvise = 1\ncopy_file_range = 3\n{sizes}\n{flush}\n",
         !synchronous
