@@ -37,7 +37,6 @@ use super::{
 };
 
 pub use create::NewAttributes;
-pub use open::is_inside;
 pub use stage::{Published, Staged};
 
 /// Which xattr namespace the overlay's private marks are written in.

@@ -109,15 +109,6 @@ fn lies_in(inner: &OwnedFd, outer: &OwnedFd) -> io::Result<bool> {
     }
 }
 
-/// Whether one directory is another or lies below it, by whatever paths they are named.
-pub fn is_inside(inner: &Path, outer: &Path) -> io::Result<bool> {
-    let open = |path: &Path| -> io::Result<OwnedFd> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
-    };
-    lies_in(&open(inner)?, &open(outer)?)
-}
-
 fn mount_id(fd: &OwnedFd) -> io::Result<Option<u64>> {
     let stat = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
     Ok((stat.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(stat.stx_mnt_id))

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use rustix::fs::RenameFlags;
+use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::whiteout::WhiteoutForm;
@@ -41,6 +41,17 @@ impl Upper {
             };
         };
         let node = path_node(node)?;
+        if is_dir && !whiteout {
+            // Most directories are really empty: then nothing has to be listed.
+            match rustix::fs::unlinkat(&*dir.dir_fd()?, name, AtFlags::REMOVEDIR) {
+                Ok(()) => {
+                    node.remove_place(dir, name);
+                    return Ok(());
+                }
+                Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
         let hidden = if is_dir {
             // By its name here: a node that is held open does not know whether it still has it.
             Some(self.hidden_entries(&PathNode::child(dir, name, node.ino()))?)
@@ -149,11 +160,7 @@ impl Upper {
             // A directory over a whiteout, which then stands at the old name, where nothing below shows.
             Err(Errno::NOTDIR) if replace == Replace::Whiteout => {
                 self.exchange_names(old, new)?;
-                Ok(rustix::fs::unlinkat(
-                    old.0,
-                    old.1,
-                    rustix::fs::AtFlags::empty(),
-                )?)
+                Ok(rustix::fs::unlinkat(old.0, old.1, AtFlags::empty())?)
             }
             Err(e) => Err(e.into()),
         }
@@ -199,7 +206,7 @@ impl Upper {
                 rustix::fs::renameat_with(scratch.0, scratch.1, new.0, new.1, flags)?;
                 temp.keep();
                 if let Err(e) = self.exchange_names(old, new) {
-                    rustix::fs::unlinkat(new.0, new.1, rustix::fs::AtFlags::empty())?;
+                    rustix::fs::unlinkat(new.0, new.1, AtFlags::empty())?;
                     return Err(e);
                 }
                 Ok(())
@@ -215,7 +222,7 @@ impl Upper {
     /// Makes a directory that shows nothing really empty, so that a rename can replace it: an opaque one takes its place.
     fn clear_dir(&self, dir: &Arc<PathNode>, name: &OsStr) -> io::Result<Option<Cleared<'_>>> {
         let dir_fd = dir.dir_fd()?;
-        let raw = rustix::fs::statat(&*dir_fd, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
+        let raw = rustix::fs::statat(&*dir_fd, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let old = PathNode::child(dir, name, raw.st_ino as u64);
         let hidden = self.hidden_entries(&old)?;
         if hidden.is_empty() {

@@ -1,5 +1,6 @@
 //! Tests of the upper on real filesystems.
 
+mod attributes;
 mod filesystems;
 mod interchange;
 mod opening;
