@@ -47,6 +47,8 @@ pub struct MountOptions {
     pub fsync: Option<bool>,
     /// `uidmapping`, `gidmapping`, `squash_to_root`, `squash_to_uid`, `squash_to_gid`.
     pub ids: IdMaps,
+    /// `squash_to_root`.
+    squash_to_root: bool,
     /// `xattr_permissions`.
     pub override_stat: OverrideStat,
     /// `noacl`.
@@ -85,6 +87,7 @@ impl Default for MountOptions {
             volatile: false,
             fsync: None,
             ids: IdMaps::default(),
+            squash_to_root: false,
             override_stat: OverrideStat::Off,
             noacl: false,
             no_xattrs: false,
@@ -234,6 +237,7 @@ impl MountOptions {
             "userxattr" => self.userxattr = true,
             "volatile" => self.volatile = true,
             "squash_to_root" => {
+                self.squash_to_root = true;
                 self.ids.squash_uid = Some(0);
                 self.ids.squash_gid = Some(0);
             }
@@ -365,6 +369,9 @@ impl MountOptions {
             && matches!(self.passthrough_lower, Some(PassthroughLower::Always))
         {
             return conflict("passthrough=off", "passthrough_lower=always");
+        }
+        if self.squash_to_root && (self.ids.squash_uid, self.ids.squash_gid) != (Some(0), Some(0)) {
+            return conflict("squash_to_root", "squash_to_uid or squash_to_gid");
         }
         if self.ids.squash_uid.is_some() && !self.ids.uids.is_empty() {
             return conflict("squash_to_uid", "uidmapping");
@@ -580,6 +587,7 @@ mod tests {
             ("metacopy=on,redirect_dir=nofollow", "contradict"),
             ("passthrough=on,writeback=1", "contradict"),
             ("squash_to_root,uidmapping=0:0:1", "contradict"),
+            ("squash_to_root,squash_to_uid=5", "contradict"),
         ] {
             let error = parse(text).expect_err(text).to_string();
             assert!(error.contains(part), "{text}: {error}");

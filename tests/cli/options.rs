@@ -24,8 +24,9 @@ fn unknown_and_malformed_options() {
         ("squash_to_uid=me", "squash_to_uid=me"),
         ("xattr_permissions=9", "xattr_permissions=9"),
     ] {
-        place.refused(&format!("mount --lower top -o {option} merged"), &[culprit]);
-        place.refused(&format!("-o lowerdir=top,{option} merged"), &[culprit]);
+        let culprits: Vec<&str> = culprit.split('=').collect();
+        place.refused(&format!("mount --lower top -o {option} merged"), &culprits);
+        place.refused(&format!("-o lowerdir=top,{option} merged"), &culprits);
     }
     place.refused("-o upperdir=upper,workdir=work merged", &["lowerdir"]);
 }
