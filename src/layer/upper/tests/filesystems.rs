@@ -98,6 +98,54 @@ fn loop_mounted_filesystems() {
     }
 }
 
+/// On the kernel's overlayfs no device is a whiteout, and renames leave none.
+#[test]
+fn an_upper_on_an_overlay() {
+    if !is_root() {
+        return skip("mounts need root");
+    }
+    let temp = tempfile::tempdir().unwrap();
+    for dir in ["l", "u", "w", "m"] {
+        std::fs::create_dir(temp.path().join(dir)).unwrap();
+    }
+    let at = |dir: &str| temp.path().join(dir).display().to_string();
+    let options_text = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        at("l"),
+        at("u"),
+        at("w")
+    );
+    let mounted = run(Command::new("mount")
+        .args(["-t", "overlay", "-o", &options_text, "o"])
+        .arg(at("m")));
+    if !mounted {
+        return skip("no kernel overlay");
+    }
+    let mount = Mounted(temp.path().join("m"));
+    let fixture = Fixture::in_dir(&mount.0, options(Namespace::Trusted));
+    let (upper, root) = (&fixture.upper, fixture.root());
+    assert_eq!(upper.work.form, WhiteoutForm::Marked);
+    assert!(!upper.work.renames.whiteout);
+    let sub = fixture.hiding_dir(&root, "sub");
+    let file = fixture.file(&root, "f", Replace::Nothing);
+    let places = ((&root, name("f")), (&sub, name("h1")));
+    upper
+        .rename(places.0, &file, places.1, None, Replace::Whiteout, true)
+        .unwrap();
+    assert!(fixture.is_whiteout(&root, "f"));
+    assert_eq!(fixture.found(&sub, "h1").stat.size, 1);
+    fixture.file(&root, "f", Replace::Whiteout);
+    upper
+        .remove(&sub, name("h1"), Some(&file), false, true)
+        .unwrap();
+    upper
+        .remove(&root, name("sub"), Some(&sub), true, true)
+        .unwrap();
+    assert!(fixture.is_whiteout(&root, "sub"));
+    assert_eq!(fixture.listing(&root).len(), 2);
+    assert!(fixture.leftovers().is_empty());
+}
+
 #[test]
 fn tmpfs_as_upper() {
     if !is_root() {
