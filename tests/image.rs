@@ -17,6 +17,8 @@ mod hostile;
 mod layers;
 #[path = "image/processes.rs"]
 mod processes;
+#[path = "image/store.rs"]
+mod store;
 #[path = "image/tools.rs"]
 mod tools;
 #[path = "image/tree.rs"]

@@ -57,6 +57,18 @@ impl StoredImage {
     }
 }
 
+impl StoredImage {
+    /// The one of its names that `text` is, if it is one. podman and buildah call what they build `localhost/NAME`,
+    /// and users leave that out.
+    pub(crate) fn named_by(&self, text: &str) -> Option<String> {
+        [text.to_owned(), format!("localhost/{text}")]
+            .iter()
+            .filter_map(|name| Reference::parse(name).ok())
+            .map(|reference| reference.to_string())
+            .find(|name| self.references.contains(name))
+    }
+}
+
 /// The name that an entry of the index bears.
 pub(crate) fn name_of(descriptor: &Descriptor) -> Option<&String> {
     descriptor.annotations().as_ref()?.get(REF_NAME)
@@ -132,28 +144,19 @@ impl Store {
         };
         let reference = Reference::parse(text);
         if let Ok(reference) = &reference {
-            let full = match reference.digest() {
-                None => reference.to_string(),
-                Some(_) => String::new(),
-            };
             let by_digest = |image: &StoredImage| {
                 reference.digest() == Some(image.digest.as_ref())
                     && image.references.iter().any(|name| {
                         Reference::parse(name).is_ok_and(|r| r.name() == reference.name())
                     })
             };
-            // podman and buildah call what they build localhost/NAME.
-            let local = format!("localhost/{text}");
-            let local = Reference::parse(&local)
-                .map(|r| r.to_string())
-                .unwrap_or_default();
-            for wanted in [full, local] {
-                let found = images
-                    .iter()
-                    .find(|i| i.references.contains(&wanted) || by_digest(i));
-                if let Some(image) = found {
-                    return Ok(image.clone());
-                }
+            let complete = reference.to_string();
+            let found = images
+                .iter()
+                .find(|i| i.references.contains(&complete) || by_digest(i))
+                .or_else(|| images.iter().find(|i| i.named_by(text).is_some()));
+            if let Some(image) = found {
+                return Ok(image.clone());
             }
         }
         let hex = text.strip_prefix("sha256:").unwrap_or(text);

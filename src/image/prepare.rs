@@ -11,7 +11,6 @@ use super::error::{ImageError, shown};
 use super::files::Files;
 use super::layout::Layout;
 use super::platform::Wanted;
-use super::reference::Reference;
 use super::resolve::Resolved;
 use super::source::{self, Source};
 use super::store::{Keep, LayerGuard, Store};
@@ -110,18 +109,17 @@ impl Store {
             store: self.root().to_owned(),
         };
         let text = name.to_str().ok_or_else(missing)?;
-        let reference = Reference::parse(text)?;
+        let image = self.image(text)?;
         let files = Files::folder(self.root(), self.root().display().to_string())?;
         let layout = Layout {
             files: &files,
             limits: self.limits(),
         };
-        if layout.index()?.manifests().is_empty() {
-            return Err(missing());
+        let mut found = layout.resolve(Some(image.digest.as_ref()), wanted)?;
+        // Of its names, the one that was asked for.
+        if let Some(asked) = image.named_by(text) {
+            found.names = vec![asked];
         }
-        match layout.resolve(Some(&reference.to_string()), wanted) {
-            Err(ImageError::NoSuchTag { .. }) => Err(missing()),
-            other => other,
-        }
+        Ok(found)
     }
 }

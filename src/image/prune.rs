@@ -10,7 +10,6 @@ use oci_spec::image::{Descriptor, Digest};
 use super::catalog::{StoredImage, name_of};
 use super::error::ImageError;
 use super::lock::{Hold, Lock, TempDir};
-use super::reference::Reference;
 use super::store::Store;
 
 /// What a removal did.
@@ -32,7 +31,7 @@ impl Store {
     pub fn remove(&self, text: &str, force: bool) -> Result<Removed, ImageError> {
         let images = self.images()?;
         let image = self.select(images.clone(), text)?;
-        let by_name = self.named_by(&image, text);
+        let by_name = image.named_by(text);
         if by_name.is_none() && image.references.len() > 1 && !force {
             return Err(ImageError::InUse {
                 what: format!("image {}", image.short_id()),
@@ -66,17 +65,6 @@ impl Store {
             self.collect(&mut removed, Some(&image))?;
         }
         Ok(removed)
-    }
-
-    /// The one of an image's names that `text` is, if it is one.
-    fn named_by(&self, image: &StoredImage, text: &str) -> Option<String> {
-        let names = [text.to_owned(), format!("localhost/{text}")]
-            .map(|t| Reference::parse(&t).map(|r| r.to_string()).ok());
-        image
-            .references
-            .iter()
-            .find(|have| names.iter().flatten().any(|name| name == *have))
-            .cloned()
     }
 
     /// Removes images without a name (with `all`, every image that nothing uses), and whatever no image needs.

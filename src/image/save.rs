@@ -14,7 +14,6 @@ use super::error::ImageError;
 use super::hash::{Hasher, HashingReader};
 use super::layout::{CONTAINERD_NAME, REF_NAME};
 use super::lock::{Hold, TempDir};
-use super::reference::Reference;
 use super::store::Store;
 
 /// The form in which images are saved.
@@ -113,11 +112,7 @@ impl Store {
         let mut chosen: Vec<Chosen> = Vec::new();
         for name in names {
             let image = self.select(images.clone(), name)?;
-            let asked = [name.clone(), format!("localhost/{name}")]
-                .iter()
-                .filter_map(|n| Reference::parse(n).ok())
-                .map(|r| r.to_string())
-                .find(|n| image.references.contains(n));
+            let asked = image.named_by(name);
             let at = match chosen.iter().position(|(c, _)| c.digest == image.digest) {
                 Some(at) => at,
                 None => {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::{AtFlags, Gid, Mode, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::extract::{Extractor, Ownership, list};
@@ -68,19 +68,7 @@ impl Extractor<'_> {
             );
             self.owned(owner, path)?;
         }
-        let through = place::through_proc(dir, name);
-        for (name, value) in &entry.xattrs {
-            let Some(name) = xattr_name(name) else {
-                continue;
-            };
-            let set = rustix::fs::lsetxattr(
-                OsStr::from_bytes(&through),
-                OsStr::from_bytes(&name),
-                value,
-                XattrFlags::empty(),
-            );
-            self.xattr_set(set, &name, path)?;
-        }
+        self.set_xattrs_by_path(dir, name, entry, path)?;
         if !matches!(entry.kind, Kind::Symlink(_)) {
             // Not a symlink: nobody but this process writes here, and it made the node itself just now.
             rustix::fs::chmodat(
@@ -98,6 +86,62 @@ impl Extractor<'_> {
             AtFlags::SYMLINK_NOFOLLOW,
         )
         .map_err(self.failed("set the times of", path))
+    }
+
+    /// A hard link's own attributes, which are those of the file from then on. What is the same already is left alone: a
+    /// change of owner would clear capabilities.
+    pub(super) fn dress_link(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        entry: &Entry,
+        path: &[u8],
+    ) -> Result<(), ImageError> {
+        let os_name = OsStr::from_bytes(name);
+        let stat = rustix::fs::statat(dir, os_name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(self.failed("look at", path))?;
+        if (entry.uid, entry.gid) != (stat.st_uid, stat.st_gid) {
+            let owner = rustix::fs::chownat(
+                dir,
+                os_name,
+                Some(Uid::from_raw(entry.uid)),
+                Some(Gid::from_raw(entry.gid)),
+                AtFlags::SYMLINK_NOFOLLOW,
+            );
+            self.owned(owner, path)?;
+        }
+        self.set_xattrs_by_path(dir, name, entry, path)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+            let mode = Mode::from_raw_mode(entry.mode);
+            rustix::fs::chmodat(dir, os_name, mode, AtFlags::empty())
+                .map_err(self.failed("change the mode of", path))?;
+        }
+        let times = timestamps(entry.mtime, entry.atime);
+        rustix::fs::utimensat(dir, os_name, &times, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(self.failed("set the times of", path))
+    }
+
+    fn set_xattrs_by_path(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        entry: &Entry,
+        path: &[u8],
+    ) -> Result<(), ImageError> {
+        let through = place::through_proc(dir, name);
+        for (name, value) in &entry.xattrs {
+            let Some(name) = xattr_name(name) else {
+                continue;
+            };
+            let set = rustix::fs::lsetxattr(
+                OsStr::from_bytes(&through),
+                OsStr::from_bytes(&name),
+                value,
+                XattrFlags::empty(),
+            );
+            self.xattr_set(set, &name, path)?;
+        }
+        Ok(())
     }
 
     fn owned(&mut self, changed: Result<(), Errno>, path: &[u8]) -> Result<(), ImageError> {

@@ -5,7 +5,7 @@
 //!   hard link to something that the layer does not hold, and a whiteout of `.` or `..` are errors.
 //! - A whiteout hides what the layers below have, never what its own layer has, whichever comes first. A directory
 //!   that is also whited out is opaque.
-//! - A hard link may come before what it names. A second entry of a path replaces the first, except that a directory
+//! - A hard link may come before what it names; its own entry's attributes count, as for docker and podman. A second entry of a path replaces the first, except that a directory
 //!   keeps its entries. A parent that has no entry of its own gets mode 0755 and the time 0.
 //! - The overlay's private attributes (`trusted.overlay.`, `user.overlay.`) would be orders to whoever mounts the
 //!   layer, so they are stored escaped, as a nested overlay's are; those of fuse-overlayfs and containers/storage are
@@ -30,6 +30,7 @@ use super::{LayerInfo, tar_error};
 use crate::image::error::ImageError;
 use crate::image::limits::Limits;
 use crate::image::tarball::{Entry, Kind, Region, Source, TarReader};
+use crate::image::tee::begin_writeback;
 use crate::layer::Timestamp;
 
 /// What happens to owners that the process may not set.
@@ -44,6 +45,8 @@ pub enum Ownership {
     Record,
 }
 
+/// Files of which the writeback is begun at once.
+const LARGE: u64 = 1 << 20;
 /// Paths whose attributes are listed in [`LayerInfo`] at most.
 const LISTED: usize = 1000;
 
@@ -61,8 +64,8 @@ pub(crate) struct Extractor<'a> {
     layer: String,
     dirs: Dirs,
     plans: BTreeMap<Vec<u8>, DirPlan>,
-    /// Hard links whose target has not come yet: path to target.
-    links: HashMap<Vec<u8>, Vec<u8>>,
+    /// Hard links whose target has not come yet: path to target, and the link's own attributes.
+    links: HashMap<Vec<u8>, (Vec<u8>, Box<Entry>)>,
     pub(super) ownership: Ownership,
     /// Who new files belong to.
     pub(super) me: (u32, u32),
@@ -212,7 +215,7 @@ impl<'a> Extractor<'a> {
             }
             Kind::HardLink(target) => {
                 let target = target.clone();
-                return self.hard_link(dir.as_fd(), name, path, &target);
+                return self.hard_link(dir.as_fd(), name, path, &target, entry);
             }
             Kind::Unknown(kind) => {
                 let kind = char::from(*kind);
@@ -412,6 +415,7 @@ impl<'a> Extractor<'a> {
         name: &[u8],
         path: Vec<u8>,
         target: &[u8],
+        entry: Entry,
     ) -> Result<(), ImageError> {
         let (parent, target_name) = match place::target(target) {
             Ok(Target::Entry(parent, name)) => (parent, name),
@@ -427,9 +431,10 @@ impl<'a> Extractor<'a> {
         }
         self.make_room(dir, name, &path)?;
         if !self.link(dir, name, &path, &parent, &target_name)? {
-            self.links.insert(path, full);
+            self.links.insert(path, (full, Box::new(entry)));
+            return Ok(());
         }
-        Ok(())
+        self.dress_link(dir, name, &entry, &path)
     }
 
     /// Makes a hard link; false when its target is not there (yet).
@@ -465,21 +470,23 @@ impl<'a> Extractor<'a> {
 
     /// Makes the hard links that came before their target; links to links take several rounds.
     fn finish_links(&mut self) -> Result<(), ImageError> {
-        let mut links: Vec<(Vec<u8>, Vec<u8>)> = self.links.drain().collect();
-        links.sort();
+        let mut links: Vec<_> = self.links.drain().collect();
+        links.sort_by(|a, b| a.0.cmp(&b.0));
         while !links.is_empty() {
             let before = links.len();
             let mut left = Vec::new();
-            for (path, target) in links {
+            for (path, (target, entry)) in links {
                 let (parent, name) = place::split(&path);
                 let dir = self.parent(parent)?;
                 let (target_parent, target_name) = place::split(&target);
-                if !self.link(dir.as_fd(), name, &path, target_parent, target_name)? {
-                    left.push((path, target));
+                if self.link(dir.as_fd(), name, &path, target_parent, target_name)? {
+                    self.dress_link(dir.as_fd(), name, &entry, &path)?;
+                } else {
+                    left.push((path, (target, entry)));
                 }
             }
             if left.len() == before {
-                let (path, target) = &left[0];
+                let (path, (target, _)) = &left[0];
                 let target = String::from_utf8_lossy(target);
                 return Err(self.refuse(
                     path,
@@ -564,6 +571,9 @@ impl<'a> Extractor<'a> {
         }
         if end < size {
             file.set_len(size).map_err(failed)?;
+        }
+        if entry.size >= LARGE {
+            begin_writeback(file, 0);
         }
         Ok(())
     }
