@@ -143,7 +143,12 @@ fn to_json<T: Serialize>(result: crate::union::Result<T>) -> io::Result<Vec<u8>>
     Ok(serde_json::to_vec(&answer)?)
 }
 
-fn put<T: for<'de> Deserialize<'de>>(found: &Found, question: &Question) -> Result<T, MountError> {
+/// Asks a mount about a path.
+fn put<T: for<'de> Deserialize<'de>>(
+    found: &Found,
+    about: &Path,
+    question: &Question,
+) -> Result<T, MountError> {
     let path = state::socket_path(&found.dir, &found.record.id);
     let asked = || -> io::Result<Answer<T>> {
         let mut stream = by_descriptor(&path, |path| UnixStream::connect(path))?;
@@ -155,32 +160,32 @@ fn put<T: for<'de> Deserialize<'de>>(found: &Found, question: &Question) -> Resu
     };
     match asked().map_err(|e| MountError::Path("the control socket", path.clone(), e))? {
         Answer::Ok(value) => Ok(value),
-        Answer::Error(text) => Err(MountError::Answer(text)),
+        Answer::Error(text) => Err(MountError::Answer(about.to_owned(), text)),
     }
 }
 
 /// What a mount tells of itself.
 pub fn info(dir: &Path) -> Result<Info, MountError> {
-    put(&state::living_at(dir)?, &Question::Info)
+    put(&state::living_at(dir)?, dir, &Question::Info)
 }
 
 /// Counters of a mount.
 pub fn stats(dir: &Path) -> Result<StatsSnapshot, MountError> {
-    put(&state::living_at(dir)?, &Question::Stats)
+    put(&state::living_at(dir)?, dir, &Question::Stats)
 }
 
 /// What a mount changes against its layers.
 pub fn diff(dir: &Path) -> Result<Vec<Change>, MountError> {
-    put(&state::living_at(dir)?, &Question::Diff)
+    put(&state::living_at(dir)?, dir, &Question::Diff)
 }
 
 /// Which layer a path in a mount comes from.
 pub fn explain(path: &Path) -> Result<Explanation, MountError> {
     use std::os::unix::ffi::OsStrExt;
     let (found, inside) = state::living_around(path)?;
-    let question = Question::Explain(inside.as_os_str().as_bytes().to_vec());
-    put(&found, &question).map_err(|e| match e {
-        MountError::Answer(text) => MountError::Answer(format!("{}: {text}", path.display())),
-        e => e,
-    })
+    put(
+        &found,
+        path,
+        &Question::Explain(inside.as_os_str().as_bytes().to_vec()),
+    )
 }

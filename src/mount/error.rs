@@ -16,7 +16,7 @@ pub enum OptionError {
     #[error("mount option {0:?} is not supported: {1}")]
     NotSupported(String, &'static str),
     /// Its value cannot be read.
-    #[error("mount option {name:?} has the value {value:?}: {expected} is expected")]
+    #[error("mount option {name}={value}: {expected} is expected")]
     Value {
         /// The option.
         name: String,
@@ -113,9 +113,12 @@ pub enum MountError {
     /// Somebody uses it.
     #[error("{} is in use: end the programs that use it, or detach it with acetate umount --lazy", .0.display())]
     Busy(PathBuf),
-    /// The daemon answered an error.
-    #[error("{0}")]
-    Answer(String),
+    /// The daemon answered an error to a question about a path.
+    #[error("{}: {}", .0.display(), .1)]
+    Answer(PathBuf, String),
+    /// The mount is gone, and the daemon is not.
+    #[error("{} is unmounted, but its daemon {} has not ended yet", .0.display(), .1)]
+    Lingers(PathBuf, u32),
     /// The daemon ended before it said anything.
     #[error("the daemon did not get ready: {0}")]
     DaemonEnded(String),

@@ -47,7 +47,7 @@ pub struct MountOptions {
     pub fsync: Option<bool>,
     /// `uidmapping`, `gidmapping`, `squash_to_root`, `squash_to_uid`, `squash_to_gid`.
     pub ids: IdMaps,
-    /// `squash_to_root`.
+    /// `squash_to_root`, which stands in `ids` as well.
     squash_to_root: bool,
     /// `xattr_permissions`.
     pub override_stat: OverrideStat,
@@ -346,13 +346,16 @@ impl MountOptions {
         if self.upper.is_some() && self.work.is_none() {
             return Err(OptionError::Needs("upperdir", "workdir"));
         }
+        if self.work.is_some() && self.upper.is_none() {
+            return Err(OptionError::Needs("workdir", "upperdir"));
+        }
         if self.volatile && self.fsync == Some(true) {
             return conflict("volatile", "fsync=1");
         }
         if self.allow_other && self.allow_root {
             return conflict("allow_other", "allow_root");
         }
-        // As in the kernel: a metacopy of a renamed file finds its data by a redirect.
+        // Where a metacopy file is renamed its data is found by a redirect.
         if self.metacopy == Some(true) {
             match self.redirect_dir {
                 Some(RedirectDir::Follow) => return conflict("metacopy=on", "redirect_dir=off"),
@@ -585,9 +588,12 @@ mod tests {
             ("volatile,fsync=1", "contradict"),
             ("allow_other,allow_root", "contradict"),
             ("metacopy=on,redirect_dir=nofollow", "contradict"),
+            ("metacopy=on,redirect_dir=off", "contradict"),
+            ("squash_to_root,squash_to_uid=5", "contradict"),
+            ("squash_to_gid=5,squash_to_root", "contradict"),
+            ("workdir=w,lowerdir=l", "needs \"upperdir\""),
             ("passthrough=on,writeback=1", "contradict"),
             ("squash_to_root,uidmapping=0:0:1", "contradict"),
-            ("squash_to_root,squash_to_uid=5", "contradict"),
         ] {
             let error = parse(text).expect_err(text).to_string();
             assert!(error.contains(part), "{text}: {error}");

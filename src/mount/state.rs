@@ -353,11 +353,10 @@ fn wait_for_end(found: &Found) -> Result<(), MountError> {
     let mut pause = Duration::from_millis(1);
     while is_locked(&file).map_err(failed)? {
         if start.elapsed() > END_LIMIT {
-            return Err(MountError::Answer(format!(
-                "{} is unmounted, but its daemon {} has not ended yet",
-                found.record.mountpoint.display(),
-                found.record.pid
-            )));
+            return Err(MountError::Lingers(
+                found.record.mountpoint.clone(),
+                found.record.pid,
+            ));
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
