@@ -6,7 +6,7 @@ use super::common::{Mount, Overlay};
 use super::compare;
 use super::exec::Executor;
 use super::ground::{ALL, Ground};
-use super::op::{Case, Features, Op, Setup, Step};
+use super::op::{Case, Features, Op, Setup, Step, Who};
 use super::sys::below;
 use super::view::View;
 
@@ -130,8 +130,19 @@ impl World {
     }
 
     /// What is left out, since it must differ.
-    fn left_out(&self, op: &Op) -> bool {
-        match op {
+    fn left_out(&self, step: &Step) -> bool {
+        match &step.op {
+            // The request that root's write to a file with capabilities makes too, which keeps suid and sgid.
+            Op::Chown {
+                uid: None,
+                gid: None,
+                ..
+            }
+            | Op::Fchown {
+                uid: None,
+                gid: None,
+                ..
+            } => step.who == Who::Root,
             // In the `user.` form a directory of a lower layer cannot be renamed.
             Op::Rename { from, to, .. } => {
                 let plain = self.ground.plain();
@@ -150,7 +161,7 @@ impl World {
             Op::Truncate { .. } => {
                 let plain = self.executors.as_ref().map(|e| &e[2]);
                 self.setup.options.contains("passthrough=off")
-                    && plain.is_some_and(|p| p.keeps_size(op))
+                    && plain.is_some_and(|p| p.keeps_size(&step.op))
             }
             _ => false,
         }
@@ -168,7 +179,7 @@ impl World {
         if step.op == Op::Remount {
             return self.remount();
         }
-        if self.left_out(&step.op) {
+        if self.left_out(step) {
             return Ok(());
         }
         let word = self.has_word();
