@@ -144,6 +144,15 @@ impl Union {
             Some(gid) => Some(ids.gid_outside(gid).ok_or(Error::Errno(libc::EINVAL))?),
             None => None,
         };
+        let nothing = set.uid.is_none()
+            && set.gid.is_none()
+            && set.mode.is_none()
+            && set.size.is_none()
+            && set.atime.is_none()
+            && set.mtime.is_none();
+        if nothing && caller.uid != 0 && !self.may_kill_priv(caller, &inode)? {
+            return Err(Error::Errno(libc::EPERM));
+        }
         let reason = match set {
             SetAttr { size: Some(_), .. } => "truncate",
             SetAttr { mode: Some(_), .. } => "chmod",
@@ -180,12 +189,6 @@ impl Union {
             };
             upper.set_times(&part.node, time(set.atime), time(set.mtime))?;
         }
-        let nothing = set.uid.is_none()
-            && set.gid.is_none()
-            && set.mode.is_none()
-            && set.size.is_none()
-            && set.atime.is_none()
-            && set.mtime.is_none();
         if nothing && caller.uid != 0 {
             // What remains of a request that the kernel makes to take privileges away before a write. For root it stands
             // for the file's capabilities alone, which the kernel removes by itself.
@@ -226,6 +229,24 @@ impl Union {
         Ok(upper.chmod(&part.node, mode & !libc::S_ISGID)?)
     }
 
+    /// The permission bits that remain when suid and sgid are taken away.
+    fn without_priv(&self, caller: &Caller, stat: &Stat) -> u32 {
+        let mode = stat.mode & 0o7777;
+        let sgid = mode & libc::S_ISGID != 0
+            && (mode & libc::S_IXGRP != 0 || !self.in_group(caller, stat.gid));
+        mode & !libc::S_ISUID & !if sgid { libc::S_ISGID } else { 0 }
+    }
+
+    /// Whether a process may ask for suid and sgid to be taken away. The kernel asks so for who writes, who need not own the
+    /// file, and for a chown that changes nothing, which only the owner may do; the requests are alike.
+    fn may_kill_priv(&self, caller: &Caller, inode: &Arc<Inode>) -> Result<bool> {
+        let stat = self.stat(inode)?;
+        Ok(inode.is_dir()
+            || self.without_priv(caller, &stat) == stat.mode & 0o7777
+            || self.params.ids.uid_inside(stat.uid) == caller.uid
+            || self.handles.write_to(inode))
+    }
+
     /// Takes suid and sgid away, as a change by an unprivileged process does. A member of the group leaves sgid in
     /// place where it means mandatory locking (`setattr_should_drop_sgid` in the kernel).
     pub(crate) fn kill_priv(&self, caller: &Caller, inode: &Inode) -> Result<()> {
@@ -238,14 +259,8 @@ impl Union {
         }
         let upper = self.upper()?;
         let stat = upper.stat(&part.node)?;
-        let mode = stat.mode & 0o7777;
-        let mut kept = mode & !libc::S_ISUID;
-        if mode & libc::S_ISGID != 0
-            && (mode & libc::S_IXGRP != 0 || !self.in_group(caller, stat.gid))
-        {
-            kept &= !libc::S_ISGID;
-        }
-        if kept != mode {
+        let kept = self.without_priv(caller, &stat);
+        if kept != stat.mode & 0o7777 {
             upper.chmod(&part.node, kept)?;
         }
         Ok(())

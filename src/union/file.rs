@@ -110,6 +110,16 @@ impl Handles {
         self.shard(id).lock().remove(&id)
     }
 
+    /// Whether the inode is open for writing. Looks through all handles: for what is asked rarely.
+    pub(crate) fn write_to(&self, inode: &Arc<Inode>) -> bool {
+        self.shards.iter().any(|shard| {
+            shard.lock().values().any(|handle| {
+                Arc::ptr_eq(&handle.inode, inode)
+                    && handle.flags & libc::O_ACCMODE != libc::O_RDONLY
+            })
+        })
+    }
+
     pub(crate) fn clear(&self) {
         for shard in &self.shards {
             let handles = std::mem::take(&mut *shard.lock());

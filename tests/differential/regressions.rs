@@ -72,3 +72,57 @@ fn a_chown_that_changes_nothing_takes_suid_of_a_fifo_away() {
         ],
     });
 }
+
+#[test]
+fn a_stranger_cannot_take_suid_away_by_a_chown_that_changes_nothing() {
+    replay(&Case {
+        setup: Setup {
+            root_mode: 0o777,
+            features: All,
+            options: "",
+            each: false,
+        },
+        layers: vec![Tree(vec![])],
+        steps: vec![
+            Step {
+                who: Root,
+                op: Open {
+                    slot: 0,
+                    path: "f",
+                    flags: 0o101,
+                    mode: 0o4777,
+                },
+            },
+            Step {
+                who: Root,
+                op: Close { slot: 0 },
+            },
+            Step {
+                who: Alice,
+                op: Chown {
+                    path: "f",
+                    uid: None,
+                    gid: None,
+                    follow: false,
+                },
+            },
+            Step {
+                who: Alice,
+                op: Open {
+                    slot: 0,
+                    path: "f",
+                    flags: 1,
+                    mode: 0,
+                },
+            },
+            Step {
+                who: Alice,
+                op: Write {
+                    slot: 0,
+                    len: 1,
+                    seed: 1,
+                },
+            },
+        ],
+    });
+}
