@@ -17,9 +17,12 @@ use engine::{Engine, User};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_acetate");
 
-/// Prints a tree as a container sees it: times and inode numbers left out.
+/// Prints a tree as a container sees it: times and inode numbers left out, and link counts of directories, which the
+/// kernel's overlayfs does not count.
 const SHOW: &str = r#"find "$@" -xdev | sort | while read -r path; do
-  if [ -L "$path" ]; then stat -c '%n %A %u:%g %N' "$path"; else stat -c '%n %A %u:%g %h' "$path"; fi
+  if [ -L "$path" ]; then stat -c '%n %A %u:%g %N' "$path"
+  elif [ -d "$path" ]; then stat -c '%n %A %u:%g' "$path"
+  else stat -c '%n %A %u:%g %h' "$path"; fi
   if [ -f "$path" ]; then md5sum "$path"; fi
 done"#;
 
@@ -121,7 +124,7 @@ fn live(engine: &Engine, base: &Path) -> Vec<(String, String)> {
         .podman(&["diff"], &["writer"])
         .lines()
         // Made anew: podman calls it deleted where it reads the upper itself, changed where it compares trees.
-        .filter(|line| !line.ends_with(" /tree/gone"))
+        .filter(|line| !line.contains(" /tree/gone"))
         .map(str::to_owned)
         .collect();
     changes.sort();
