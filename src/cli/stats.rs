@@ -59,7 +59,7 @@ impl StatsArgs {
                 stats.lookup_hits, stats.lookup_misses, stats.inodes
             ),
             format!(
-                "copy-ups: {} with data ({} bytes), {} without",
+                "copied up: {} with data ({} bytes), {} without",
                 stats.copy_up_data, stats.copy_up_bytes, stats.copy_up_meta
             ),
             format!(

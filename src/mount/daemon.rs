@@ -221,6 +221,11 @@ fn run(
     let served = serving
         .join()
         .unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
+    if served.is_err()
+        && let Err(e) = sys_mount::unmount(&mountpoint, true)
+    {
+        log::warn!("{} is left without a daemon: {e}", mountpoint.display());
+    }
     // The layers first: whoever waits for the mount to be gone may want to unmount what they lie on.
     drop(union);
     drop(guard);

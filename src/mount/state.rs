@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::MountError;
 use super::runtime;
-use crate::sys::mount::{FS_TYPE, MountEntry, mount_table, unmount as sys_unmount};
+use crate::sys::mount::{FS_TYPE, MountEntry, mount_table, mount_table_of, unmount as sys_unmount};
 
 /// How long a daemon may take to end after its mount is gone; discarding a large upper takes its time.
 const END_LIMIT: Duration = Duration::from_secs(120);
@@ -200,9 +200,13 @@ pub fn list() -> Result<Vec<(Record, MountState)>, MountError> {
     let table = table()?;
     let mut all = Vec::new();
     for found in records() {
-        let mounted = table
-            .iter()
-            .any(|entry| ours(entry) && entry.mountpoint == found.record.mountpoint);
+        let is_here =
+            |entry: &MountEntry| ours(entry) && entry.mountpoint == found.record.mountpoint;
+        let mounted = table.iter().any(is_here)
+            // Engines mount in namespaces of their own.
+            || (found.alive
+                && mount_table_of(found.record.pid)
+                    .is_ok_and(|table| table.iter().any(is_here)));
         let state = match (mounted, found.alive) {
             (true, true) => MountState::Mounted,
             (true, false) => MountState::Dead,

@@ -114,11 +114,21 @@ pub struct MountEntry {
 
 /// The mounts that the process sees, those on top last.
 pub fn mount_table() -> io::Result<Vec<MountEntry>> {
-    let table = std::fs::read("/proc/self/mountinfo")?;
-    Ok(table
+    Ok(parse_table(&std::fs::read("/proc/self/mountinfo")?))
+}
+
+/// The mounts that another process sees, which may be in another mount namespace.
+pub fn mount_table_of(pid: u32) -> io::Result<Vec<MountEntry>> {
+    Ok(parse_table(&std::fs::read(format!(
+        "/proc/{pid}/mountinfo"
+    ))?))
+}
+
+fn parse_table(table: &[u8]) -> Vec<MountEntry> {
+    table
         .split(|b| *b == b'\n')
         .filter_map(parse_entry)
-        .collect())
+        .collect()
 }
 
 fn parse_entry(line: &[u8]) -> Option<MountEntry> {
