@@ -208,6 +208,10 @@ fn run(
         .spawn(move || unmount_on(&signals, &interrupted))
         .map_err(failed)?;
 
+    // From here on the only files made are those of programs, whose own umask comes with each request. Any other would take
+    // bits away that are set again by a call more.
+    rustix::process::umask(rustix::fs::Mode::empty());
+
     let ready = answers(&mountpoint).and_then(|()| match starter {
         Some(starter) => tell_starter(starter),
         None => Ok(()),
