@@ -15,6 +15,8 @@ mod formats;
 mod hostile;
 #[path = "image/layers.rs"]
 mod layers;
+#[path = "image/mutants.rs"]
+mod mutants;
 #[path = "image/processes.rs"]
 mod processes;
 #[path = "image/store.rs"]
