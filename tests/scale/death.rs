@@ -213,5 +213,6 @@ fn a_daemon_killed_in_the_middle_of_a_copy_up_leaves_the_file_whole() {
         there.read_exact(&mut b).unwrap();
         assert!(a == b);
     }
+    drop(here);
     end(mount);
 }
