@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
 
 use oci_spec::image::{
     Descriptor, DescriptorBuilder, Digest, ImageManifestBuilder, MediaType, PlatformBuilder,
@@ -51,7 +51,12 @@ impl Store {
     ) -> Result<Vec<StoredImage>, ImageError> {
         let wanted = Wanted::new(platform)?;
         let tmp = self.tmp();
-        let files = source::open_stream(file, false, name.to_owned(), &tmp, self.limits())?;
+        // A redirected file is read where it is.
+        let whole = file.metadata().is_ok_and(|meta| meta.is_file())
+            && (&file)
+                .stream_position()
+                .is_ok_and(|position| position == 0);
+        let files = source::open_stream(file, whole, name.to_owned(), &tmp, self.limits())?;
         self.load_files(&files, None, &wanted)
     }
 

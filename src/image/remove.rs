@@ -50,7 +50,8 @@ fn remove_dir(top: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
                 stack.push((opened, child));
             }
             Some(child) => {
-                // Beside its ancestor's first directory, where the walk meets it again.
+                // Into the topmost directory, where the walk meets it again. Its mode is made to allow that.
+                drop(open_dir(fd.as_fd(), &child)?);
                 let first = &stack[0].0;
                 loop {
                     moved += 1;
@@ -94,5 +95,40 @@ fn open_dir(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
             Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
         }
         Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deep_and_closed_trees_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = rustix::fs::open(
+            dir.path(),
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .unwrap();
+        // Deeper than a path may be long, and than descriptors may be open.
+        let mut fd = rustix::io::dup(&top).unwrap();
+        for depth in 0..3000 {
+            let name = if depth == 0 { "tree" } else { "deep" };
+            rustix::fs::mkdirat(&fd, name, Mode::RWXU).unwrap();
+            let below =
+                rustix::fs::openat(&fd, name, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
+            let below = below.unwrap();
+            for file in ["a", "z"] {
+                rustix::fs::openat(&below, file, OFlags::CREATE | OFlags::WRONLY, Mode::empty())
+                    .unwrap();
+            }
+            fd = below;
+        }
+        drop(fd);
+        std::os::unix::fs::symlink("/", dir.path().join("tree/link")).unwrap();
+        remove_at(top.as_fd(), OsStr::new("tree")).unwrap();
+        remove_at(top.as_fd(), OsStr::new("never there")).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -366,7 +366,7 @@ pub(crate) fn looks_like_tar(start: &[u8]) -> bool {
     if start.len() < BLOCK {
         return false;
     }
-    if &start[257..262] == b"ustar" || start[..BLOCK].iter().all(|&b| b == 0) {
+    if &start[257..262] == b"ustar" {
         return true;
     }
     let mut block = [0u8; BLOCK];

@@ -372,6 +372,7 @@ fn what_is_no_image_is_called_so() {
     bench.bytes(b"", &["image is no image", "empty"]);
     bench.bytes(b"hello", &["no image", "neither"]);
     bench.bytes(&[b'x'; 4096], &["no image", "neither"]);
+    bench.bytes(&[0; 4096], &["no image", "neither"]);
     bench.bytes(&[0xfd, b'7', b'z', b'X', b'Z', 0, 1, 2], &["xz"]);
     bench.bytes(b"BZh91AY&SY", &["bzip2"]);
     bench.bytes(
