@@ -8,6 +8,7 @@ use acetate::image::{Limits, Store};
 use super::build::*;
 use super::layers::One;
 use super::tree::tree;
+use crate::skip;
 
 /// Expects that a source is refused with these words, and that the store is as before.
 fn refused(store: &Store, source: &Path, platform: Option<&str>, words: &[&str]) {
@@ -597,4 +598,65 @@ fn platforms_are_chosen_and_named() {
             .to_string()
             .contains("invalid platform")
     );
+}
+
+/// A small filesystem of its own, unmounted in the end.
+struct Tmpfs(std::path::PathBuf);
+
+impl Tmpfs {
+    fn new(at: &Path, options: &str) -> Tmpfs {
+        let status = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(at)
+            .status();
+        assert!(status.unwrap().success());
+        Tmpfs(at.to_owned())
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let status = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .status();
+        assert!(
+            status.unwrap().success(),
+            "{} is still mounted",
+            self.0.display()
+        );
+    }
+}
+
+#[test]
+fn a_full_disk_is_named_and_left_clean() {
+    if !nix::unistd::geteuid().is_root() {
+        skip!("needs root, to mount a small filesystem");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // Too little room for the data, then too few inodes for the names.
+    for (options, files, size) in [("size=2m", 3, 1 << 20), ("nr_inodes=60,size=20m", 100, 1)] {
+        let root = dir.path().join("small");
+        std::fs::create_dir_all(&root).unwrap();
+        let tmpfs = Tmpfs::new(&root, options);
+        let store = Store::open(&root.join("store")).unwrap();
+        let mut tar = Tar::new();
+        for i in 0..files {
+            tar = tar.file(&format!("f{i}"), &vec![b'x'; size]);
+        }
+        let image = dir.path().join("image");
+        std::fs::write(&image, tar_of(&docker_files(&[tar.finish()], &[]))).unwrap();
+        refused(&store, &image, None, &["No space left on device", "\"f"]);
+        let error = store.load(image.as_os_str(), None).unwrap_err().to_string();
+        assert!(error.contains("No space left on device"), "{error}");
+        assert_eq!(
+            std::fs::read_dir(root.join("store/tmp")).unwrap().count(),
+            0
+        );
+        // A smaller image still fits.
+        let layer = Tar::new().file("a", b"fits").finish();
+        std::fs::write(&image, tar_of(&docker_files(&[layer], &[]))).unwrap();
+        store.prepare(image.as_os_str(), None).unwrap();
+        drop(tmpfs);
+    }
 }
