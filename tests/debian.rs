@@ -3,6 +3,8 @@
 //! The same work is done on a plain directory that another program unpacked from the same archive; both trees
 //! must be equal afterwards, and the layers below the mount must not have been touched.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 #[path = "debian/image.rs"]
 mod image;

@@ -1,5 +1,7 @@
 //! The harness's own checks: what other tests rest on.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use std::fs;

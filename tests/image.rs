@@ -2,6 +2,7 @@
 //!
 //! These tests need no FUSE. Those that need root or a tool of others say so when they are skipped.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 // The modules are shared between files of one test binary only.
 #![allow(unreachable_pub)]
 

@@ -3,6 +3,8 @@
 //! The same life of a container is lived twice, on the kernel's overlayfs and on acetate. Both must print the
 //! same.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 #[path = "podman/engine.rs"]
 mod engine;

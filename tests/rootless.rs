@@ -3,6 +3,8 @@
 //! The same commands run on both, each over the same lower layer; what they print, the trees and the private
 //! xattrs in the uppers must be equal, and each must be able to read the other's upper.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use std::fs;

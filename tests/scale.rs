@@ -1,5 +1,7 @@
 //! Size, load, full disks and sudden death.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 #[path = "scale/at_once.rs"]
 mod at_once;
 mod common;

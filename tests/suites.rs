@@ -3,6 +3,8 @@
 //! Each runs twice, on acetate and on its judge in the same run on the same machine, so that what the machine
 //! lacks counts for neither.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 #[path = "suites/cpython.rs"]
 mod cpython;

@@ -1,5 +1,6 @@
 //! The union without FUSE: operations on real directories, with a kernel played by the test.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(missing_docs)]
 
 use std::ffi::OsStr;

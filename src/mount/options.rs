@@ -238,8 +238,9 @@ impl MountOptions {
             "volatile" => self.volatile = true,
             "squash_to_root" => {
                 self.squash_to_root = true;
-                self.ids.squash_uid = Some(0);
-                self.ids.squash_gid = Some(0);
+                // One that was named before stays, to be found in contradiction at the end.
+                self.ids.squash_uid.get_or_insert(0);
+                self.ids.squash_gid.get_or_insert(0);
             }
             "noacl" => self.noacl = true,
             "acl" => self.noacl = false,

@@ -218,7 +218,7 @@ mod tests {
         let left = PrivateUpper::create(root.path(), "left", layer.path()).unwrap();
         let (held_dir, left_dir) = (held.dir.clone(), left.dir.clone());
         fs::create_dir(left.upper().join("closed")).unwrap();
-        fs::set_permissions(left.upper().join("closed"), Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(left.upper().join("closed"), Permissions::from_mode(0o0)).unwrap();
         let mode = fs::metadata(held.upper()).unwrap().mode();
         assert_eq!(mode & 0o7777, 0o751);
         drop(left);
