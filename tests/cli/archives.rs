@@ -108,7 +108,7 @@ fn what_is_no_image() {
     fs::write(
         place.scratch.join("noise"),
         (0..100_000u32)
-            .map(|i| (i * 7919 >> 3) as u8)
+            .map(|i| ((i * 7919) >> 3) as u8)
             .collect::<Vec<_>>(),
     )
     .unwrap();

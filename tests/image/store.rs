@@ -120,7 +120,7 @@ fn a_name_moves_to_the_image_that_is_loaded_last() {
     assert!(bench.store.image(&first).unwrap().references.is_empty());
     // The one without a name goes with a prune, the other stays.
     let removed = bench.store.prune(false).unwrap();
-    assert_eq!(removed.images, [first.clone()]);
+    assert_eq!(removed.images, std::slice::from_ref(&first));
     assert!(bench.store.image(&first).is_err());
     assert_eq!(bench.store.image("a:1").unwrap().id.to_string(), second);
     bench.clean();
@@ -257,7 +257,7 @@ fn digests_survive_save_and_load_in_every_form() {
             .load(bench.path("in").as_os_str(), None)
             .unwrap()
             .remove(0);
-        bench.store.tag(&loaded.id.to_string(), "a/b:1").unwrap();
+        bench.store.tag(loaded.id.as_ref(), "a/b:1").unwrap();
         let names = ["a/b:1".to_owned()];
         for format in [
             SaveFormat::DockerArchive,
@@ -285,7 +285,7 @@ fn digests_survive_save_and_load_in_every_form() {
             }
         }
         std::fs::remove_dir_all(bench.path("in")).unwrap();
-        bench.store.remove(&loaded.id.to_string(), true).unwrap();
+        bench.store.remove(loaded.id.as_ref(), true).unwrap();
     }
     bench.clean();
 }

@@ -38,7 +38,9 @@ fn work(root: &Path, first: &mut usize, stop: &dyn Fn() -> bool) -> Latencies {
             operation();
             latencies[kind].push(begin.elapsed());
         };
-        time(0, &mut || drop(fs::metadata(&looked_up).unwrap()));
+        time(0, &mut || {
+            fs::metadata(&looked_up).unwrap();
+        });
         time(1, &mut || drop(File::create_new(&created).unwrap()));
         time(2, &mut || {
             File::open(&opened)
