@@ -24,7 +24,7 @@ enum Mode {
 fn configuration(mode: Mode, synchronous: bool) -> String {
     let (block, sizes) = match mode {
         Mode::Truncating => (false, "truncate = 5\nposix_fallocate = 2\nclose_open = 1"),
-        Mode::InPlace => (true, "truncate = 0\nposix_fallocate = 0\nclose_open = 1"),
+        Mode::InPlace => (true, "truncate = 0\nposix_fallocate = 0\nclose_open = 0"),
     };
     // An msync of every mapped write makes each wait for the disk: minutes on any filesystem.
     let flush = if synchronous {
@@ -71,7 +71,7 @@ fn bytes(length: u64) -> Vec<u8> {
         .collect()
 }
 
-fn run_all(program: PathBuf, options: &str) {
+fn run_all(program: PathBuf, options: &str, operations: u32) {
     let _limit = Watchdog::new("fsx", Duration::from_secs(800));
     let case = Case {
         program,
@@ -85,15 +85,15 @@ fn run_all(program: PathBuf, options: &str) {
     let before = Tree::read(&stand.lower, TreeOptions::UNTOUCHED).unwrap();
     let mount = stand.acetate(options);
 
-    case.fsx(&mount.join("new"), Mode::Truncating, false, 200_000);
+    case.fsx(&mount.join("new"), Mode::Truncating, false, operations);
     case.fsx(
         &mount.join("new-synchronous"),
         Mode::Truncating,
         true,
         3_000,
     );
-    case.fsx(&mount.join("lower"), Mode::Truncating, false, 200_000);
-    case.fsx(&mount.join("in-place"), Mode::InPlace, false, 200_000);
+    case.fsx(&mount.join("lower"), Mode::Truncating, false, operations);
+    case.fsx(&mount.join("in-place"), Mode::InPlace, false, operations);
 
     for (name, mode) in [
         ("held", Mode::InPlace),
@@ -113,7 +113,7 @@ fn run_all(program: PathBuf, options: &str) {
         assert_eq!(first[..], bytes(4096));
         let inode = held.metadata().unwrap().ino();
 
-        case.fsx(&mount.join(name), mode, false, 200_000);
+        case.fsx(&mount.join(name), mode, false, operations);
 
         assert_eq!(fs::metadata(mount.join(name)).unwrap().ino(), inode);
         holder.kill().unwrap();
@@ -129,7 +129,7 @@ fn run_all(program: PathBuf, options: &str) {
 fn fsx_on_new_lower_and_copied_up_files() {
     require!(skip::privileged());
     match program::find("fsx") {
-        Ok(program) => run_all(program, ""),
+        Ok(program) => run_all(program, "", 200_000),
         Err(reason) => skip!("{reason}"),
     }
 }
@@ -139,7 +139,7 @@ fn fsx_on_new_lower_and_copied_up_files() {
 fn fsx_without_passthrough_on_new_lower_and_copied_up_files() {
     require!(skip::privileged());
     match program::find("fsx") {
-        Ok(program) => run_all(program, "passthrough=off"),
+        Ok(program) => run_all(program, "passthrough=off", 40_000),
         Err(reason) => skip!("{reason}"),
     }
 }
