@@ -8,7 +8,7 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::chown;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -70,6 +70,14 @@ rm -r many
 ls -A
 "#;
 
+/// udev lets everyone use the device; where there is no udev, these processes alone see one that does.
+const FUSE_DEVICE: &str = r#"
+mount -t tmpfs -o mode=755 tmpfs /mnt
+mknod -m 666 /mnt/fuse c 10 229
+mount --bind /mnt/fuse /dev/fuse
+exec "$@"
+"#;
+
 /// Prints a tree: type, mode, owner, links of files, target, size and contents.
 const SHOW: &str = r#"
 cd "$1"
@@ -86,7 +94,6 @@ stat -c '%n %Y' dir/times
 struct Stand {
     scratch: Scratch,
     binary: PathBuf,
-    mode: u32,
 }
 
 impl Stand {
@@ -96,13 +103,7 @@ impl Stand {
         let binary = scratch.join("acetate");
         fs::copy(env!("CARGO_BIN_EXE_acetate"), &binary).unwrap();
         chown(scratch.path(), Some(USER), Some(USER)).unwrap();
-        let mode = fs::metadata("/dev/fuse").unwrap().permissions().mode();
-        fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).unwrap();
-        Stand {
-            scratch,
-            binary,
-            mode,
-        }
+        Stand { scratch, binary }
     }
 
     /// Runs a script as the user, as root of a user namespace with a mount namespace.
@@ -117,8 +118,23 @@ impl Stand {
             "lower() {{ :\n{LOWER}\n}}\nwork() {{ (:\n{WORK}\n) 2>&1; }}\nshow() {{ (:\n{SHOW}\n) 2>&1; }}\n"
         );
         program::must(
-            Command::new("setpriv")
-                .args(["--reuid", &USER.to_string(), "--regid", &USER.to_string()])
+            Command::new("unshare")
+                .args([
+                    "--mount",
+                    "--propagation",
+                    "private",
+                    "sh",
+                    "-euc",
+                    FUSE_DEVICE,
+                ])
+                .arg("sh")
+                .args([
+                    "setpriv",
+                    "--reuid",
+                    &USER.to_string(),
+                    "--regid",
+                    &USER.to_string(),
+                ])
                 .args(["--clear-groups", "unshare", "--user", "--map-root-user"])
                 .args(["--mount", "sh", "-c"])
                 .arg(format!("{preamble}{functions}{script}"))
@@ -126,15 +142,6 @@ impl Stand {
                 .env("XDG_RUNTIME_DIR", self.scratch.path()),
             Duration::from_secs(120),
         )
-    }
-}
-
-impl Drop for Stand {
-    fn drop(&mut self) {
-        let mode = fs::Permissions::from_mode(self.mode & 0o7777);
-        if let Err(e) = fs::set_permissions("/dev/fuse", mode) {
-            eprintln!("mode of /dev/fuse: {e}");
-        }
     }
 }
 
