@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{CliError, output};
-use crate::mount;
+use crate::mount::{self, MountError};
 use crate::union::StatsSnapshot;
 use crate::union::report::OperationStats;
 
@@ -33,7 +33,11 @@ impl StatsArgs {
         }
         loop {
             std::thread::sleep(Duration::from_secs(1));
-            let now = mount::stats(&self.dir)?;
+            let now = match mount::stats(&self.dir) {
+                Ok(now) => now,
+                Err(MountError::NotMounted(_)) => return Ok(()),
+                Err(e) => return Err(e.into()),
+            };
             self.print(&difference(&last, &now))?;
             last = now;
         }
