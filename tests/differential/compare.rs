@@ -1,7 +1,10 @@
 //! Compares what acetate did with what a plain directory and the kernel's overlayfs did. The differences that
-//! are allowed, each with its reason, are all here.
+//! are allowed, each with its reason, are all here; what a test never does is said in `generate` (`O_TMPFILE`,
+//! which FUSE has since Linux 6.1 but acetate has not; fallocate's collapse and insert, which FUSE refuses; the
+//! overlay's own xattrs, which the kernel escapes).
 
-use super::op::{Op, Value as Xvalue};
+use super::exec::Executor;
+use super::op::{Features, Op, Setup, Step, Value as Xvalue, Who};
 use super::outcome::{Attr, Outcome, Value};
 
 /// The link count of a directory counts its subdirectories on ext4, and is 1 for a merged directory on the
@@ -103,10 +106,51 @@ pub fn alone(op: &Op, acetate: &Outcome, plain: &Outcome) -> Option<String> {
     outcome(op, acetate, Some(acetate), plain)
 }
 
-/// The handle whose data the operation looks at. A lower file that is run or mapped is served by passthrough
-/// (`passthrough_lower`); who opened it before it was copied up keeps the old data, and locks of its own.
-pub fn reader(op: &Op) -> Option<u8> {
-    match op {
+fn passed_through(setup: &Setup) -> bool {
+    !setup.options.contains("passthrough=off")
+}
+
+/// What is not run at all, since the trees would differ from then on.
+pub fn left_out(step: &Step, setup: &Setup, plain: &Executor) -> bool {
+    match step.op {
+        // Root's write to a file with capabilities makes the very same request, and must keep suid and sgid.
+        Op::Chown {
+            uid: None,
+            gid: None,
+            ..
+        }
+        | Op::Fchown {
+            uid: None,
+            gid: None,
+            ..
+        } => step.who == Who::Root,
+        // In the `user.` form a directory of a lower layer cannot be renamed.
+        Op::Rename { from, to, .. } => {
+            setup.features == Features::User && (plain.is_dir(from) || plain.is_dir(to))
+        }
+        // Who writes to a backing file counts as unprivileged, so that a plain user's write takes suid and sgid
+        // away; a file that has them is not passed through, but one that gets them while it is open already is.
+        Op::Fchmod { mode, .. } => passed_through(setup) && mode & 0o6000 != 0,
+        Op::Chmod { path, mode } => {
+            passed_through(setup) && mode & 0o6000 != 0 && plain.has_open(path)
+        }
+        // A mapped write reaches the daemon as a write, which takes the capability away.
+        Op::MapWrite { slot, .. } | Op::MapHold { slot } => plain.has_capability(slot),
+        Op::MapPoke { .. } => plain.map_has_capability(),
+        // A path through /proc to a reader that was passed through is stale after the copy-up.
+        Op::Reopen { .. } => !setup.strict_readers(),
+        // And what is copied from such a reader may be old.
+        Op::Copy { from, .. } => !setup.strict_readers() && plain.is_reader(from),
+        // With the writeback cache the kernel keeps the times by itself, and takes this for no change.
+        Op::Truncate { path, size } => !passed_through(setup) && plain.has_size(path, size),
+        _ => false,
+    }
+}
+
+/// Whether the operation looks at the data of a lower file that may have been passed through: one that is run or
+/// mapped (`passthrough_lower`). Who opened it before it was copied up keeps the old data, and locks of its own.
+pub fn may_be_old(step: &Step, setup: &Setup, plain: &Executor) -> bool {
+    let slot = match step.op {
         Op::Read { slot, .. }
         | Op::Pread { slot, .. }
         | Op::Seek { slot, .. }
@@ -114,7 +158,8 @@ pub fn reader(op: &Op) -> Option<u8> {
         | Op::MapPrivate { slot, .. }
         | Op::MapHold { slot }
         | Op::Flock { slot, .. }
-        | Op::Lock { slot, .. } => Some(*slot),
-        _ => None,
-    }
+        | Op::Lock { slot, .. } => slot,
+        _ => return false,
+    };
+    !setup.strict_readers() && plain.is_reader(slot)
 }

@@ -124,6 +124,29 @@ fn read_all(fd: BorrowedFd<'_>, size: usize) -> Result<Vec<sys::Entry>> {
     }
 }
 
+/// What is wrong with the answer of `SEEK_DATA` or `SEEK_HOLE`: data may be told where zeros lie, but what is passed
+/// over as a hole, or begins one, is zero.
+fn wrong_hole(fd: BorrowedFd<'_>, off: i64, whence: i32, at: &Result<u64>) -> Option<String> {
+    let size = sys::fstat(fd).ok()?.st_size;
+    let hole = match (whence, at) {
+        (libc::SEEK_DATA, Ok(at)) => off..i64::try_from(*at).unwrap(),
+        (libc::SEEK_DATA, Err(libc::ENXIO)) => off..size,
+        (libc::SEEK_HOLE, Ok(at)) => {
+            let at = i64::try_from(*at).unwrap();
+            at..size.min(at + 1)
+        }
+        _ => return None,
+    };
+    if hole.is_empty() {
+        return None;
+    }
+    let len = usize::try_from(hole.end - hole.start).unwrap();
+    let data = sys::pread(fd, len, hole.start).ok()?;
+    data.iter()
+        .any(|b| *b != 0)
+        .then(|| format!("data in the hole {hole:?}"))
+}
+
 fn is_dot(name: &[u8]) -> bool {
     matches!(name, b"." | b"..")
 }
@@ -171,15 +194,42 @@ impl Executor {
         }
     }
 
-    /// Whether the operation truncates a file by its name to the size that it has.
-    pub fn keeps_size(&self, op: &Op) -> bool {
-        let Op::Truncate { path, size } = op else {
-            return false;
-        };
+    /// Attributes as root sees them.
+    fn peek(&self, path: &str, follow: bool) -> Option<libc::stat> {
         sys::enter(self.root.as_fd()).unwrap();
-        let stat = sys::stat(&c_path(path), true);
+        let stat = sys::stat(&c_path(path), follow);
         sys::enter(self.outside.as_fd()).unwrap();
-        stat.is_ok_and(|s| s.st_size == i64::from(*size))
+        stat.ok()
+    }
+
+    /// Whether a path leads to a file of this size.
+    pub fn has_size(&self, path: &str, size: u32) -> bool {
+        self.peek(path, true)
+            .is_some_and(|s| s.st_size == i64::from(size))
+    }
+
+    /// Whether a path leads to a file that is open.
+    pub fn has_open(&self, path: &str) -> bool {
+        let ino = self.peek(path, true).map(|s| s.st_ino);
+        self.slots.iter().flatten().any(|h| Some(h.ino) == ino)
+    }
+
+    /// Whether an open file has capabilities.
+    pub fn has_capability(&self, slot: u8) -> bool {
+        self.fd(slot)
+            .is_ok_and(|fd| sys::fgetxattr(fd, c"security.capability").is_ok())
+    }
+
+    /// Whether the mapped file has capabilities.
+    pub fn map_has_capability(&self) -> bool {
+        let map = self.map.as_ref().map(|(map, _)| map.fd());
+        map.is_some_and(|fd| sys::fgetxattr(fd, c"security.capability").is_ok())
+    }
+
+    /// Whether a path is a directory.
+    pub fn is_dir(&self, path: &str) -> bool {
+        self.peek(path, false)
+            .is_some_and(|s| s.st_mode & libc::S_IFMT == libc::S_IFDIR)
     }
 
     /// Whether a handle is open for reading only.
@@ -289,7 +339,6 @@ impl Executor {
                 flags,
                 mode,
             } => {
-                self.slots[usize::from(slot)] = None;
                 // A fifo without a peer would block.
                 let fd = sys::open(&c_path(path), flags | libc::O_NONBLOCK, mode)?;
                 self.keep(slot, fd, flags)
@@ -342,11 +391,15 @@ impl Executor {
                 number(sys::pwrite(self.file(slot)?, &data, wide(off)))
             }
             Op::Seek { slot, off, whence } => {
-                let handle = self.slots[usize::from(slot)].as_ref().ok_or(libc::EBADF)?;
-                if handle.kind != libc::S_IFREG {
-                    return Err(libc::EBADF);
+                let fd = self.regular(slot)?;
+                let at = sys::lseek(fd, i64::from(off), whence);
+                if matches!(whence, libc::SEEK_DATA | libc::SEEK_HOLE) {
+                    let broken = wrong_hole(fd, i64::from(off), whence, &at);
+                    // Where it led may differ, what is read next may not.
+                    sys::lseek(fd, i64::from(off), libc::SEEK_SET)?;
+                    self.broken.extend(broken);
                 }
-                number(sys::lseek(handle.fd.as_fd(), i64::from(off), whence))
+                number(at)
             }
             Op::Ftruncate { slot, size } => done(sys::ftruncate(self.file(slot)?, wide(size))),
             Op::Fallocate {

@@ -6,26 +6,22 @@ use proptest::sample::select;
 
 use super::op::{Attrs, Case, Features, Layer, Node, Op, Path, Setup, Step, Time, Value, Who};
 
-const PATHS: &[Path] = &[
-    "a",
+/// Names that are directories more often than not: the parents of all others.
+const DIRS: &[Path] = &["a", "b", "a/a", "a/b", "b/a", "a/a/a"];
+/// Names that are something else more often than not.
+const FILES: &[Path] = &[
     "f",
-    "b",
     "a/f",
-    "a/a",
     "g",
     "b/f",
     "a/g",
     "a/a/f",
-    "b/a",
-    "a/b",
-    "a/a/g",
     "b/g",
     "a/b/f",
+    "a/a/g",
     "b/a/f",
-    "a/a/a",
     "n:\n,ÿ",
     "a/n:\n,ÿ",
-    "",
 ];
 const TARGETS: &[&str] = &[
     "f", "a", "../f", "a/f", "g", "../a/g", "missing", "/", "n:\n,ÿ", "a/a",
@@ -61,17 +57,33 @@ pub struct Variant {
     pub user: bool,
 }
 
-fn path() -> impl Strategy<Value = Path> {
-    // The earlier ones more often: they are the parents of the others.
-    prop_oneof![2 => select(&PATHS[..6]), 3 => select(PATHS)]
+fn dir_path() -> impl Strategy<Value = Path> {
+    prop_oneof![12 => select(DIRS), 2 => select(FILES), 1 => Just("")]
 }
 
+fn file_path() -> impl Strategy<Value = Path> {
+    // The first few more often, so that what one operation made another one finds.
+    prop_oneof![8 => select(&FILES[..5]), 6 => select(FILES), 1 => select(DIRS)]
+}
+
+fn path() -> impl Strategy<Value = Path> {
+    prop_oneof![3 => file_path(), 2 => dir_path()]
+}
+
+/// The handle that directories are opened at; the others are for files.
+const DIR_SLOT: u8 = SLOTS - 1;
+
 fn slot() -> impl Strategy<Value = u8> {
-    0..SLOTS
+    prop_oneof![9 => 0..DIR_SLOT, 1 => Just(DIR_SLOT)]
 }
 
 fn size() -> impl Strategy<Value = u32> {
     select(SIZES)
+}
+
+/// A place that most files have.
+fn near() -> impl Strategy<Value = u32> {
+    prop_oneof![3 => select(&SIZES[..5]), 1 => select(SIZES)]
 }
 
 fn mode() -> impl Strategy<Value = u32> {
@@ -124,15 +136,15 @@ fn open_flags() -> impl Strategy<Value = i32> {
     let access = prop_oneof![
         3 => Just(libc::O_RDONLY),
         1 => Just(libc::O_WRONLY),
-        3 => Just(libc::O_RDWR),
+        5 => Just(libc::O_RDWR),
     ];
     let create = prop_oneof![
         4 => Just(0),
-        3 => Just(libc::O_CREAT),
+        4 => Just(libc::O_CREAT),
         1 => Just(libc::O_CREAT | libc::O_EXCL),
     ];
     let more = prop_oneof![
-        8 => Just(0),
+        16 => Just(0),
         2 => Just(libc::O_TRUNC),
         2 => Just(libc::O_APPEND),
         1 => Just(libc::O_NOFOLLOW),
@@ -152,11 +164,15 @@ fn open_flags() -> impl Strategy<Value = i32> {
 
 fn open() -> impl Strategy<Value = Op> {
     prop_oneof![
-        5 => (slot(), path(), open_flags(), mode())
+        12 => (0..DIR_SLOT, file_path(), open_flags(), mode())
             .prop_map(|(slot, path, flags, mode)| Op::Open { slot, path, flags, mode }),
-        1 => (slot(), path())
-            .prop_map(|(slot, path)| Op::Open { slot, path, flags: libc::O_DIRECTORY, mode: 0 }),
-        1 => (slot(), slot(), open_flags())
+        3 => dir_path().prop_map(|path| Op::Open {
+            slot: DIR_SLOT,
+            path,
+            flags: libc::O_DIRECTORY,
+            mode: 0,
+        }),
+        2 => (slot(), slot(), open_flags())
             .prop_map(|(slot, from, flags)| Op::Reopen {
                 slot,
                 from,
@@ -189,7 +205,7 @@ fn data_op() -> impl Strategy<Value = Op> {
     );
     prop_oneof![
         2 => (slot(), size()).prop_map(|(slot, len)| Op::Read { slot, len }),
-        3 => (slot(), size(), size()).prop_map(|(slot, off, len)| Op::Pread { slot, off, len }),
+        3 => (slot(), near(), size()).prop_map(|(slot, off, len)| Op::Pread { slot, off, len }),
         4 => (slot(), size(), seed()).prop_map(|(slot, len, seed)| Op::Write { slot, len, seed }),
         4 => (slot(), size(), size(), seed())
             .prop_map(|(slot, off, len, seed)| Op::Pwrite { slot, off, len, seed }),
@@ -203,14 +219,14 @@ fn data_op() -> impl Strategy<Value = Op> {
             .prop_map(|(from, to, from_off, to_off, len)| Op::Copy {
                 from, to, from_off, to_off, len,
             }),
-        1 => (slot(), size(), size()).prop_map(|(slot, off, len)| Op::MapRead { slot, off, len }),
-        2 => (slot(), size(), size(), seed())
+        1 => (slot(), near(), near()).prop_map(|(slot, off, len)| Op::MapRead { slot, off, len }),
+        2 => (slot(), near(), near(), seed())
             .prop_map(|(slot, off, len, seed)| Op::MapWrite { slot, off, len, seed }),
-        1 => (slot(), size(), size(), seed())
+        1 => (slot(), near(), near(), seed())
             .prop_map(|(slot, off, len, seed)| Op::MapPrivate { slot, off, len, seed }),
         1 => slot().prop_map(|slot| Op::MapHold { slot }),
-        1 => (size(), size(), seed()).prop_map(|(off, len, seed)| Op::MapPoke { off, len, seed }),
-        1 => (size(), size()).prop_map(|(off, len)| Op::MapPeek { off, len }),
+        1 => (near(), near(), seed()).prop_map(|(off, len, seed)| Op::MapPoke { off, len, seed }),
+        1 => (near(), near()).prop_map(|(off, len)| Op::MapPeek { off, len }),
         1 => Just(Op::MapDrop),
         1 => (slot(), select(&[libc::LOCK_SH, libc::LOCK_EX, libc::LOCK_UN][..]))
             .prop_map(|(slot, how)| Op::Flock { slot, how }),
@@ -230,9 +246,9 @@ fn handle_op() -> impl Strategy<Value = Op> {
             .prop_map(|(slot, (name, value), flags)| Op::Fsetxattr { slot, name, value, flags }),
         1 => (slot(), select(NAMES)).prop_map(|(slot, name)| Op::Fgetxattr { slot, name }),
         1 => (slot(), select(NAMES)).prop_map(|(slot, name)| Op::Fremovexattr { slot, name }),
-        1 => slot().prop_map(|slot| Op::DirStart { slot }),
-        1 => slot().prop_map(|slot| Op::DirFinish { slot }),
-        1 => (slot(), 0..6_u8).prop_map(|(slot, at)| Op::DirSeek { slot, at }),
+        1 => Just(Op::DirStart { slot: DIR_SLOT }),
+        1 => Just(Op::DirFinish { slot: DIR_SLOT }),
+        1 => (0..6_u8).prop_map(|at| Op::DirSeek { slot: DIR_SLOT, at }),
     ]
 }
 
@@ -251,13 +267,17 @@ fn name_op() -> impl Strategy<Value = Op> {
         1 => Just((libc::S_IFDIR, 0, 0)),
     ];
     prop_oneof![
-        4 => (path(), mode()).prop_map(|(path, mode)| Op::Mkdir { path, mode }),
-        3 => path().prop_map(|path| Op::Rmdir { path }),
-        4 => path().prop_map(|path| Op::Unlink { path }),
-        2 => (select(TARGETS), path()).prop_map(|(target, path)| Op::Symlink { target, path }),
-        4 => (path(), path(), any::<bool>())
+        4 => (dir_path(), mode()).prop_map(|(path, mode)| Op::Mkdir { path, mode }),
+        3 => dir_path().prop_map(|path| Op::Rmdir { path }),
+        4 => file_path().prop_map(|path| Op::Unlink { path }),
+        2 => (select(TARGETS), file_path()).prop_map(|(target, path)| Op::Symlink { target, path }),
+        4 => (file_path(), file_path(), any::<bool>())
             .prop_map(|(from, to, follow)| Op::Link { from, to, follow }),
-        8 => (path(), path(), flags).prop_map(|(from, to, flags)| Op::Rename { from, to, flags }),
+        5 => (file_path(), file_path(), flags.clone())
+            .prop_map(|(from, to, flags)| Op::Rename { from, to, flags }),
+        4 => (dir_path(), dir_path(), flags.clone())
+            .prop_map(|(from, to, flags)| Op::Rename { from, to, flags }),
+        1 => (path(), path(), flags).prop_map(|(from, to, flags)| Op::Rename { from, to, flags }),
         1 => (path(), special, mode()).prop_map(|(path, (kind, major, minor), mode)| Op::Mknod {
             path, kind, mode, major, minor,
         }),
@@ -278,15 +298,15 @@ fn attr_op() -> impl Strategy<Value = Op> {
             }),
         2 => (path(), select(NAMES), any::<bool>())
             .prop_map(|(path, name, follow)| Op::RemoveXattr { path, name, follow }),
-        2 => (path(), size()).prop_map(|(path, size)| Op::Truncate { path, size }),
+        2 => (file_path(), size()).prop_map(|(path, size)| Op::Truncate { path, size }),
     ]
 }
 
 fn look_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         3 => (path(), any::<bool>()).prop_map(|(path, follow)| Op::Stat { path, follow }),
-        3 => path().prop_map(|path| Op::List { path }),
-        3 => path().prop_map(|path| Op::Cat { path }),
+        3 => dir_path().prop_map(|path| Op::List { path }),
+        3 => file_path().prop_map(|path| Op::Cat { path }),
         1 => path().prop_map(|path| Op::Readlink { path }),
         1 => (path(), 0..8).prop_map(|(path, mode)| Op::Access { path, mode }),
         1 => (path(), any::<bool>()).prop_map(|(path, follow)| Op::ListXattr { path, follow }),
@@ -296,7 +316,7 @@ fn look_op() -> impl Strategy<Value = Op> {
 }
 
 fn who() -> impl Strategy<Value = Who> {
-    prop_oneof![6 => Just(Who::Root), 2 => Just(Who::Alice), 2 => Just(Who::Bob)]
+    prop_oneof![8 => Just(Who::Root), 2 => Just(Who::Alice), 2 => Just(Who::Bob)]
 }
 
 /// One operation.
@@ -325,14 +345,16 @@ fn attrs() -> impl Strategy<Value = Attrs> {
     })
 }
 
-fn node() -> impl Strategy<Value = Node> {
+fn dir_node() -> impl Strategy<Value = Node> {
+    (prop::bool::weighted(0.15), attrs()).prop_map(|(opaque, attrs)| Node::Dir { opaque, attrs })
+}
+
+fn leaf_node() -> impl Strategy<Value = Node> {
     prop_oneof![
-        8 => (size(), any::<bool>(), seed(), attrs())
+        12 => (size(), any::<bool>(), seed(), attrs())
             .prop_map(|(size, sparse, seed, attrs)| Node::File { size, sparse, seed, attrs }),
-        6 => (prop::bool::weighted(0.2), attrs())
-            .prop_map(|(opaque, attrs)| Node::Dir { opaque, attrs }),
         2 => (select(TARGETS), select(UIDS)).prop_map(|(target, uid)| Node::Symlink { target, uid }),
-        3 => path().prop_map(|to| Node::Link { to }),
+        4 => file_path().prop_map(|to| Node::Link { to }),
         1 => attrs().prop_map(|attrs| Node::Fifo { attrs }),
         1 => attrs().prop_map(|attrs| Node::Socket { attrs }),
         1 => attrs().prop_map(|attrs| Node::Device { attrs }),
@@ -342,9 +364,13 @@ fn node() -> impl Strategy<Value = Node> {
 
 /// A layer made by hand.
 pub fn tree() -> impl Strategy<Value = Layer> {
-    // The root's attributes are the upper's.
-    let entry = (path(), node()).prop_filter("the root", |(path, _)| !path.is_empty());
-    vec(entry, 1..14).prop_map(Layer::Tree)
+    let entry = prop_oneof![
+        6 => (select(DIRS), dir_node()),
+        1 => (select(DIRS), leaf_node()),
+        12 => (select(FILES), leaf_node()),
+        1 => (select(FILES), dir_node()),
+    ];
+    vec(entry, 1..20).prop_map(Layer::Tree)
 }
 
 fn layers() -> impl Strategy<Value = Vec<Layer>> {
@@ -358,6 +384,37 @@ fn layers() -> impl Strategy<Value = Vec<Layer>> {
     })
 }
 
+/// Most operations need something open.
+fn opened() -> impl Strategy<Value = Vec<Step>> {
+    let file = |slot| {
+        let flags = prop_oneof![
+            2 => Just(libc::O_RDWR),
+            2 => Just(libc::O_RDWR | libc::O_CREAT),
+            1 => Just(libc::O_RDONLY),
+        ];
+        (file_path(), flags).prop_map(move |(path, flags)| Op::Open {
+            slot,
+            path,
+            flags,
+            mode: 0o644,
+        })
+    };
+    let dir = select(DIRS).prop_map(|path| {
+        let flags = libc::O_DIRECTORY;
+        Op::Open {
+            slot: DIR_SLOT,
+            path,
+            flags,
+            mode: 0,
+        }
+    });
+    let all = (file(0), file(1), dir, 0..4_usize);
+    all.prop_map(|(first, second, dir, count)| {
+        let ops = [first, second, dir].into_iter().take(count);
+        ops.map(|op| Step { who: Who::Root, op }).collect()
+    })
+}
+
 /// A whole case.
 pub fn case(variant: Variant) -> impl Strategy<Value = Case> {
     let features = prop_oneof![4 => Just(Features::All), 1 => Just(Features::Default)];
@@ -366,27 +423,30 @@ pub fn case(variant: Variant) -> impl Strategy<Value = Case> {
         features,
         prop::bool::weighted(0.3),
     );
-    (setup, layers(), vec(step(), 1..40)).prop_map(move |(setup, mut layers, steps)| {
-        let (root_mode, mut features, each) = setup;
-        let is_tree = |l: &Layer| matches!(l, Layer::Tree(_));
-        if variant.user {
-            // The kernel writes redirects and metacopy files in the other form alone.
-            layers.retain(is_tree);
-            features = Features::User;
-        } else if !layers.iter().all(is_tree) {
-            // And reads them with these features alone.
-            features = Features::All;
-        }
-        let setup = Setup {
-            root_mode,
-            features,
-            options: variant.options,
-            each,
-        };
-        Case {
-            setup,
-            layers,
-            steps,
-        }
-    })
+    (setup, layers(), opened(), vec(step(), 1..60)).prop_map(
+        move |(setup, mut layers, opened, rest)| {
+            let steps = opened.into_iter().chain(rest).collect();
+            let (root_mode, mut features, each) = setup;
+            let is_tree = |l: &Layer| matches!(l, Layer::Tree(_));
+            if variant.user {
+                // The kernel writes redirects and metacopy files in the other form alone.
+                layers.retain(is_tree);
+                features = Features::User;
+            } else if !layers.iter().all(is_tree) {
+                // And reads them with these features alone.
+                features = Features::All;
+            }
+            let setup = Setup {
+                root_mode,
+                features,
+                options: variant.options,
+                each,
+            };
+            Case {
+                setup,
+                layers,
+                steps,
+            }
+        },
+    )
 }

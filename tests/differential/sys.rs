@@ -523,9 +523,14 @@ impl Map {
         Ok(Map { at, len, fd: own })
     }
 
+    /// The mapped file.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.fd)
+    }
+
     /// True when these bytes lie in the mapping and in the file, so that touching them raises no signal.
     fn covers(&self, off: usize, len: usize) -> bool {
-        let size = fstat(std::os::fd::AsFd::as_fd(&self.fd)).map_or(0, |s| s.st_size);
+        let size = fstat(self.fd()).map_or(0, |s| s.st_size);
         off + len <= self.len && off + len <= usize::try_from(size).unwrap()
     }
 

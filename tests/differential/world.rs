@@ -6,8 +6,7 @@ use super::common::{Mount, Overlay};
 use super::compare;
 use super::exec::Executor;
 use super::ground::{ALL, Ground};
-use super::op::{Case, Features, Op, Setup, Step, Who};
-use super::sys::below;
+use super::op::{Case, Features, Op, Setup, Step};
 use super::view::View;
 
 /// A filesystem under test.
@@ -129,70 +128,24 @@ impl World {
         self.against == Against::Kernel || self.setup.features != Features::Default
     }
 
-    /// What is left out, since it must differ.
-    fn left_out(&self, step: &Step) -> bool {
-        match &step.op {
-            // The request that root's write to a file with capabilities makes too, which keeps suid and sgid.
-            Op::Chown {
-                uid: None,
-                gid: None,
-                ..
-            }
-            | Op::Fchown {
-                uid: None,
-                gid: None,
-                ..
-            } => step.who == Who::Root,
-            // In the `user.` form a directory of a lower layer cannot be renamed.
-            Op::Rename { from, to, .. } => {
-                let plain = self.ground.plain();
-                let is_dir = |path: &str| {
-                    below(&plain, path)
-                        .symlink_metadata()
-                        .is_ok_and(|m| m.is_dir())
-                };
-                self.setup.features == Features::User && (is_dir(from) || is_dir(to))
-            }
-            // A reader served by passthrough holds the lower file: see `compare::reader`. A path through /proc
-            // that leads to it is stale after the copy-up, and what is copied from it may be old.
-            Op::Reopen { .. } => !self.setup.strict_readers(),
-            Op::Copy { from, .. } => !self.setup.strict_readers() && self.is_reader(*from),
-            // With the writeback cache the kernel keeps the times by itself, and takes this for no change.
-            Op::Truncate { .. } => {
-                let plain = self.executors.as_ref().map(|e| &e[2]);
-                self.setup.options.contains("passthrough=off")
-                    && plain.is_some_and(|p| p.keeps_size(&step.op))
-            }
-            _ => false,
-        }
-    }
-
-    /// Whether a handle is open for reading only.
-    fn is_reader(&self, slot: u8) -> bool {
-        self.executors
-            .as_ref()
-            .is_some_and(|e| e[2].is_reader(slot))
-    }
-
     /// Runs a step on all three. The error describes the difference.
     pub fn step(&mut self, step: &Step) -> Result<(), String> {
         if step.op == Op::Remount {
             return self.remount();
         }
-        if self.left_out(step) {
-            return Ok(());
-        }
         let word = self.has_word();
         let Some([acetate, kernel, plain]) = &mut self.executors else {
             return Err("not mounted".into());
         };
+        if compare::left_out(step, &self.setup, plain) {
+            return Ok(());
+        }
+        let unlike = compare::may_be_old(step, &self.setup, plain);
         let plain = plain.run(step);
         let kernel = kernel.run(step);
         let acetate = acetate.run(step);
         let link_counts = if word { &kernel } else { &acetate };
-        if !self.setup.strict_readers()
-            && compare::reader(&step.op).is_some_and(|slot| self.is_reader(slot))
-        {
+        if unlike {
             return Ok(());
         }
         if let Some(wrong) = compare::outcome(&step.op, &acetate, Some(link_counts), &plain) {
