@@ -28,9 +28,9 @@ fn main() -> ExitCode {
     let result = if name == ACETATE {
         return acetate::cli::run(std::env::args_os());
     } else if name == INSIDE {
-        inside(words.collect())
+        inside(&words.collect::<Vec<_>>())
     } else {
-        demo()
+        demo_or_image(&words.collect::<Vec<_>>())
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -41,10 +41,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// The whole show, or with `image DIR` the image alone.
+fn demo_or_image(words: &[OsString]) -> Result<()> {
+    match words {
+        [] => demo(),
+        [word, dir] if word == "image" => image::build(Path::new(dir)).map(drop),
+        _ => bail!("usage: demo [image DIR]"),
+    }
+}
+
 /// Becomes a shell whose root directory is the first argument, or whose working directory it is when no right to
 /// `chroot` was found.
-fn inside(words: Vec<OsString>) -> Result<()> {
-    let [root, how, script] = words.as_slice() else {
+fn inside(words: &[OsString]) -> Result<()> {
+    let [root, how, script] = words else {
         bail!("expected a directory, a way and a script");
     };
     let root = Path::new(root);

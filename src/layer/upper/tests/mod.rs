@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use super::whiteout::WhiteoutForm;
 use super::workdir::Renames;
 use super::*;
+use crate::layer::error::UpperError;
 use crate::layer::fdcache::FdCache;
 use crate::layer::format::OverrideStat;
 use crate::layer::{EntryKind, Found, Opaque};
@@ -55,8 +56,15 @@ impl Fixture {
         let (u, w) = (dir.join("u"), dir.join("w"));
         std::fs::create_dir_all(&u).unwrap();
         std::fs::create_dir_all(&w).unwrap();
+        let open = || Upper::open(&u, &w, options.clone(), Arc::new(FdCache::new(8)));
+        let begin = std::time::Instant::now();
+        let mut opened = open();
+        // Between fork and exec the child of another test holds this test's locks too.
+        while matches!(opened, Err(UpperError::InUse(..))) && begin.elapsed().as_secs() < 1 {
+            opened = open();
+        }
         Fixture {
-            upper: Upper::open(&u, &w, options, Arc::new(FdCache::new(8))).unwrap(),
+            upper: opened.unwrap(),
             dir: dir.to_owned(),
             _temp: None,
         }
