@@ -210,8 +210,8 @@ pub fn list() -> Result<Vec<(Record, MountState)>, MountError> {
         let state = match (mounted, found.alive) {
             (true, true) => MountState::Mounted,
             (true, false) => MountState::Dead,
-            (false, true) => MountState::Detached,
-            (false, false) => {
+            (false, true) if !is_ending(&found) => MountState::Detached,
+            (false, _) => {
                 sweep(&found);
                 continue;
             }
@@ -228,6 +228,12 @@ pub fn list() -> Result<Vec<(Record, MountState)>, MountError> {
         *state != MountState::Dead || !living.contains(&record.mountpoint)
     });
     Ok(all)
+}
+
+/// A daemon lives a little longer than its mount.
+fn is_ending(found: &Found) -> bool {
+    const SOON: Duration = Duration::from_millis(500);
+    ends_within(&record_path(&found.dir, &found.record.id), SOON).unwrap_or(false)
 }
 
 fn table() -> Result<Vec<MountEntry>, MountError> {
@@ -345,27 +351,36 @@ pub fn unmount(dir: &Path, lazy: bool) -> Result<(), MountError> {
     Ok(())
 }
 
+/// Waits for a daemon whose mount is gone.
 fn wait_for_end(found: &Found) -> Result<(), MountError> {
     let path = record_path(&found.dir, &found.record.id);
-    let failed = |e| MountError::Path("the record", path.clone(), e);
-    let file = match File::open(&path) {
+    match ends_within(&path, END_LIMIT) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(MountError::Lingers(
+            found.record.mountpoint.clone(),
+            found.record.pid,
+        )),
+        Err(e) => Err(MountError::Path("the record", path, e)),
+    }
+}
+
+/// Whether the daemon of a record ends so soon.
+fn ends_within(record: &Path, limit: Duration) -> io::Result<bool> {
+    let file = match File::open(record) {
         Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(failed(e)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(e) => return Err(e),
     };
     let start = Instant::now();
     let mut pause = Duration::from_millis(1);
-    while is_locked(&file).map_err(failed)? {
-        if start.elapsed() > END_LIMIT {
-            return Err(MountError::Lingers(
-                found.record.mountpoint.clone(),
-                found.record.pid,
-            ));
+    while is_locked(&file)? {
+        if start.elapsed() > limit {
+            return Ok(false);
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(50));
     }
-    Ok(())
+    Ok(true)
 }
 
 #[cfg(test)]
