@@ -4,7 +4,7 @@
 //!
 //! The workdir is laid out as the kernel's overlayfs does, so that either can go on where the other stopped:
 //! `work/` is scratch space, emptied at every mount; `index/` holds a hard link to every upper inode whose lower one
-//! has several names. `acetate-marks/` and `acetate-index/` are our own (see [`sidecar`] and [`index`]) and ignored by
+//! has several names. `acetate-marks/` and `acetate-index/` are our own (see `sidecar` and `index`) and ignored by
 //! the kernel.
 
 mod attrs;
