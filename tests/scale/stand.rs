@@ -1,6 +1,7 @@
 //! One lower layer, an upper and a workdir.
 
 use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::common::{Acetate, Mount, Scratch};
@@ -30,11 +31,17 @@ impl Stand {
             .options(options)
     }
 
-    /// What unfinished copies left in the workdir's scratch folder, the kernel's `work`.
+    /// What unfinished copies left in the workdir's scratch folder, the kernel's `work`. The whiteout that the next
+    /// ones are to be links of may stay there.
     pub(crate) fn left_in_work(&self) -> Vec<PathBuf> {
+        let whiteout = |path: &PathBuf| {
+            let meta = fs::symlink_metadata(path).unwrap();
+            meta.file_type().is_char_device() && meta.rdev() == 0
+        };
         fs::read_dir(self.work.join("work"))
             .unwrap()
             .map(|entry| entry.unwrap().path())
+            .filter(|path| !whiteout(path))
             .collect()
     }
 }
