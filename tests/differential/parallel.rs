@@ -58,6 +58,9 @@ pub fn work() {
     match plain {
         Some(mut plain) => {
             for (index, step) in steps(seed).iter().enumerate() {
+                if compare::left_out(step, &setup(), &plain) {
+                    continue;
+                }
                 let (there, here) = (plain.run(step), here.run(step));
                 if let Some(wrong) = compare::alone(&step.op, &here, &there) {
                     panic!(
@@ -167,7 +170,7 @@ fn setup() -> Setup {
     Setup {
         root_mode: 0o777,
         features: Features::All,
-        options: "",
+        options: "passthrough_lower=never",
         each: false,
     }
 }
