@@ -113,17 +113,18 @@ fn passed_through(setup: &Setup) -> bool {
 /// What is not run at all, since the trees would differ from then on.
 pub fn left_out(step: &Step, setup: &Setup, plain: &Executor) -> bool {
     match step.op {
-        // Root's write to a file with capabilities makes the very same request, and must keep suid and sgid.
+        // A write to a file with suid, or by root to one with capabilities, makes the very same request.
+        Op::Fchown {
+            uid: None,
+            gid: None,
+            ..
+        } => true,
         Op::Chown {
+            path,
             uid: None,
             gid: None,
             ..
-        }
-        | Op::Fchown {
-            uid: None,
-            gid: None,
-            ..
-        } => step.who == Who::Root,
+        } => step.who == Who::Root || plain.has_open(path),
         // In the `user.` form a directory of a lower layer cannot be renamed.
         Op::Rename { from, to, .. } => {
             setup.features == Features::User && (plain.is_dir(from) || plain.is_dir(to))
