@@ -239,7 +239,7 @@ impl Union {
 
     /// Whether a process may ask for suid and sgid to be taken away. The kernel asks so for who writes, who need not own the
     /// file, and for a chown that changes nothing, which only the owner may do; the requests are alike.
-    fn may_kill_priv(&self, caller: &Caller, inode: &Arc<Inode>) -> Result<bool> {
+    pub(crate) fn may_kill_priv(&self, caller: &Caller, inode: &Arc<Inode>) -> Result<bool> {
         let stat = self.stat(inode)?;
         Ok(inode.is_dir()
             || self.without_priv(caller, &stat) == stat.mode & 0o7777

@@ -79,10 +79,24 @@ impl Union {
         Ok(())
     }
 
+    /// Whether a process may have a file's capabilities taken away. Only root may by name, but the kernel asks so for everybody
+    /// who changes the data, and before a chown that changes nothing, which it then refuses a stranger to a file with
+    /// suid or sgid.
+    fn may_kill_capability(&self, caller: &Caller, inode: &Arc<Inode>) -> Result<bool> {
+        if caller.uid == 0 || self.may_kill_priv(caller, inode)? {
+            return Ok(true);
+        }
+        // Who truncates a file by its name has no handle of it.
+        Ok(self.stat(inode)?.mode & (libc::S_IWGRP | libc::S_IWOTH) != 0)
+    }
+
     pub(crate) fn do_removexattr(&self, caller: &Caller, node: NodeId, name: &OsStr) -> Result<()> {
         let inode = self.table.get(node)?;
         self.writable()?;
         let disk = self.disk_name(name)?;
+        if name == "security.capability" && !self.may_kill_capability(caller, &inode)? {
+            return Err(Error::Errno(libc::EPERM));
+        }
         let (layer, at) = self.top(&inode)?;
         if layer.get_xattr(&at, &disk)?.is_none() {
             // Removing an ACL that is not there is no error (posix_acl_xattr_set with no value).

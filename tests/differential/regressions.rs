@@ -2,9 +2,10 @@
 
 use super::op::Features::All;
 use super::op::Layer::Tree;
+use super::op::Node::File;
 use super::op::Op::*;
 use super::op::Who::{Alice, Root};
-use super::op::{Case, Setup, Step};
+use super::op::{Attrs, Case, Setup, Step};
 use super::run::replay;
 
 #[test]
@@ -121,6 +122,67 @@ fn a_stranger_cannot_take_suid_away_by_a_chown_that_changes_nothing() {
                     slot: 0,
                     len: 1,
                     seed: 1,
+                },
+            },
+        ],
+    });
+}
+
+#[test]
+fn a_refused_chown_leaves_capabilities_in_place() {
+    let attrs = Attrs {
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        xattrs: 4,
+    };
+    replay(&Case {
+        setup: Setup {
+            root_mode: 0o755,
+            features: All,
+            options: "",
+            each: false,
+        },
+        layers: vec![Tree(vec![
+            (
+                "f",
+                File {
+                    size: 1,
+                    sparse: false,
+                    seed: 1,
+                    attrs,
+                },
+            ),
+            (
+                "g",
+                File {
+                    size: 1,
+                    sparse: false,
+                    seed: 1,
+                    attrs: Attrs {
+                        mode: 0o4755,
+                        ..attrs
+                    },
+                },
+            ),
+        ])],
+        steps: vec![
+            Step {
+                who: Alice,
+                op: Chown {
+                    path: "g",
+                    uid: None,
+                    gid: None,
+                    follow: false,
+                },
+            },
+            Step {
+                who: Alice,
+                op: Chown {
+                    path: "f",
+                    uid: None,
+                    gid: None,
+                    follow: false,
                 },
             },
         ],
