@@ -24,6 +24,9 @@ pub(crate) const PATHS: &[(&str, &str)] = &[
 /// The layers' names, the topmost first, as `acetate` numbers them.
 pub(crate) const LAYERS: &[&str] = &["config", "app", "base"];
 
+/// The time of everything in the image, so that the same programs make the same image.
+const CREATED: &str = "2023-11-14T22:13:20Z";
+
 const PROGRAMS: &[&str] = &["sh", "cat", "ls", "mkdir", "mv", "rm"];
 
 /// One layer: a tar that is being written.
@@ -197,10 +200,15 @@ pub(crate) fn build(dir: &Path) -> Result<Vec<String>> {
         )?);
     }
     let config = json!({
+        "created": CREATED,
         "architecture": architecture(),
         "os": "linux",
         "config": {"Cmd": ["/bin/sh"]},
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        "history": LAYERS.iter().rev().map(|name| json!({
+            "created": CREATED,
+            "created_by": format!("demo: layer {name}"),
+        })).collect::<Vec<_>>(),
     });
     let config = blobs.add(
         "application/vnd.oci.image.config.v1+json",
