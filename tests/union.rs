@@ -475,6 +475,8 @@ fn a_passthrough_reader_retires_the_node_at_copy_up() {
         ttl.is_zero(),
         "the retired node's attributes change elsewhere"
     );
+    let (_, ttl) = rig.u().getattr(again.node, None).unwrap();
+    assert!(ttl.is_zero(), "they change through the retired node too");
     rig.u().release(reader.handle);
     rig.u().release(writer.handle);
 }

@@ -104,12 +104,14 @@ impl Union {
     /// How long the kernel may keep the attributes of a node.
     pub(crate) fn attr_ttl(&self, inode: &Arc<Inode>, node: NodeId) -> Duration {
         let open = inode.open.lock();
-        // A retired node's file changes through another; a writable mapping changes times without a request.
+        // A writable mapping changes times without a request.
         let mapped = open.as_ref().is_some_and(|o| {
             let counts = o.counts.lock();
             counts.mappers > 0 || counts.maybe_mapped
         });
-        if mapped || inode.current_node() != node {
+        // An inode of two nodes changes through either, which the kernel's cache of the other does not notice.
+        let current = inode.current_node();
+        if mapped || current != node || current != inode.ino && inode.ino != self.root.ino {
             return Duration::ZERO;
         }
         self.params.timeout
