@@ -23,6 +23,18 @@ RUN apt-get install -y --no-install-recommends sqlite3 \
 
 /// The archive that this machine's apt sources come from, and its release.
 fn mirror() -> Result<(String, String), String> {
+    if let Some(found) = listed_mirror() {
+        return Ok(found);
+    }
+    // Who has installed nothing yet has no lists.
+    let update = program::run(
+        Command::new("apt-get").args(["update", "-q"]),
+        Duration::from_secs(120),
+    );
+    listed_mirror().ok_or_else(|| format!("apt lists no Debian source: {}", update.tail(3)))
+}
+
+fn listed_mirror() -> Option<(String, String)> {
     let text = program::run(
         Command::new("apt-get").args([
             "indextargets",
@@ -33,12 +45,10 @@ fn mirror() -> Result<(String, String), String> {
         Duration::from_secs(20),
     )
     .text;
-    text.lines()
-        .find_map(|line| {
-            let (codename, uri) = line.strip_prefix("Debian Debian ")?.split_once(' ')?;
-            (!codename.contains('-')).then(|| (uri.to_owned(), codename.to_owned()))
-        })
-        .ok_or_else(|| "apt has no Debian source with its lists downloaded".into())
+    text.lines().find_map(|line| {
+        let (codename, uri) = line.strip_prefix("Debian Debian ")?.split_once(' ')?;
+        (!codename.contains('-')).then(|| (uri.to_owned(), codename.to_owned()))
+    })
 }
 
 /// The docker archive. It is kept under the target directory for the next run.
