@@ -391,6 +391,19 @@ fn a_new_directory_does_not_show_what_was_there() {
 }
 
 #[test]
+fn a_directory_in_place_of_a_file_is_a_change() {
+    let rig = Rig::new(1, Params::default(), |l| put(&l[0].join("f"), "x"));
+    rig.u().unlink(ROOT, OsStr::new("f")).unwrap();
+    rig.u().mkdir(&ME, ROOT, OsStr::new("f"), 0o755, 0).unwrap();
+    let changes = rig.u().diff().unwrap();
+    assert_eq!(changes.len(), 1);
+    assert_eq!(
+        (changes[0].kind, changes[0].path.as_str()),
+        (ChangeKind::C, "/f")
+    );
+}
+
+#[test]
 fn a_full_directory_is_not_removed() {
     let rig = Rig::new(1, Params::default(), |l| put(&l[0].join("d/f"), "x"));
     let e = rig.u().rmdir(ROOT, OsStr::new("d")).unwrap_err();

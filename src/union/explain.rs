@@ -237,6 +237,9 @@ impl Union {
         let Some(old) = self.stack.resolve(dir, name, true, None)? else {
             return Ok(());
         };
+        if !old.lower_stat.is_some_and(|stat| stat.is_dir()) {
+            return Ok(());
+        }
         let Some((upper, part)) = self.stack.upper.as_ref().zip(now.upper.as_ref()) else {
             return Ok(());
         };

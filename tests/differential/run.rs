@@ -4,7 +4,9 @@ use std::cell::Cell;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestError, TestRunner};
+use proptest::test_runner::{
+    Config, FileFailurePersistence, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner,
+};
 
 use super::common::{Watchdog, skip};
 use super::generate::{self, Variant};
@@ -52,6 +54,16 @@ fn sequences(default: u32) -> u32 {
     }
 }
 
+/// Where randomness starts: `ACETATE_SEED` is a number, or `random` for another start each time, as the nightly runs have it. Without
+/// it each run is the same, so that a change is judged by what it changes.
+fn seed() -> u64 {
+    match std::env::var("ACETATE_SEED").as_deref() {
+        Ok("random") => std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64,
+        Ok(text) => text.parse().expect("ACETATE_SEED is a number or random"),
+        Err(_) => 1,
+    }
+}
+
 /// Runs random cases; a failure is shrunk and printed as the code of a regression test.
 pub fn random(name: &str, against: Against, variant: Variant, default: u32) {
     let config = Config {
@@ -61,8 +73,12 @@ pub fn random(name: &str, against: Against, variant: Variant, default: u32) {
         ..Config::default()
     };
     let cases = config.cases;
-    let mut runner = TestRunner::new(config);
-    println!("{name}: {cases} sequences, seed by proptest");
+    let seed = seed();
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(config, rng);
+    println!("{name}: {cases} sequences, seed {seed}");
     let begin = Instant::now();
     let count = Cell::new(0_u32);
     let result = runner.run(&generate::case(variant), |case| {
@@ -86,7 +102,7 @@ pub fn random(name: &str, against: Against, variant: Variant, default: u32) {
 pub fn seeds(name: &str, test: impl Fn(u64)) {
     let begin = Instant::now();
     let count = (sequences(300) / 100).max(1);
-    let first = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let first = seed();
     for seed in (first..).take(count as usize) {
         println!("{name}: seed {seed}");
         test(seed);

@@ -531,7 +531,12 @@ impl Map {
     /// True when these bytes lie in the mapping and in the file, so that touching them raises no signal.
     fn covers(&self, off: usize, len: usize) -> bool {
         let size = fstat(self.fd()).map_or(0, |s| s.st_size);
-        off + len <= self.len && off + len <= usize::try_from(size).unwrap()
+        // A passthrough reader from before a copy-up is told the new size and maps the old file, which may be shorter: what it
+        // can read tells.
+        let mut last = [0];
+        let readable =
+            len == 0 || rustix::io::pread(self.fd(), &mut last, (off + len - 1) as u64) != Ok(0);
+        off + len <= self.len && off + len <= usize::try_from(size).unwrap() && readable
     }
 
     /// Reads through the mapping; `ENXIO` where nothing can be read.
