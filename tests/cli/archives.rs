@@ -150,3 +150,26 @@ fn json_that_lies() {
         place.refused(&format!("mount {name} merged"), &[name]);
     }
 }
+
+/// Its layers are in the store as trees then, and only the blobs are missing: they were checked by a thread that
+/// waited for the end of what its own creator still held open.
+#[test]
+fn an_image_that_was_mounted_before_is_loaded() {
+    require!(skip::privileged());
+    let place = Place::new("mounted-before");
+    layout(&place, "image");
+    place.ok("mount image merged");
+    place.ok("umount merged");
+    let output = place
+        .program("timeout")
+        .args(["20", crate::run::BINARY, "image", "load", "-i", "image"])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(place.run("image verify").code, Some(0));
+}

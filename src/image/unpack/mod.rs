@@ -108,7 +108,7 @@ pub(crate) fn check(
 ) -> Result<u64, ImageError> {
     let (sender, receiver) = sync_channel(CHUNKS);
     let (returns, spare) = sync_channel(CHUNKS);
-    std::thread::scope(|scope| {
+    std::thread::scope(move |scope| {
         scope.spawn(move || {
             let mut chunks = Chunks::new(receiver, returns);
             // An error is found again where the chunks are made.
@@ -116,7 +116,10 @@ pub(crate) fn check(
                 log::debug!("{}: {e}", source.name);
             }
         });
-        read(blob, source, limits, &sender, &spare)
+        let size = read(blob, source, limits, &sender, &spare);
+        // The scope waits for the thread, and the thread for the end of the chunks.
+        drop(sender);
+        size
     })
 }
 
