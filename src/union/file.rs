@@ -241,6 +241,11 @@ impl Union {
     }
 
     pub(crate) fn do_lseek(&self, id: HandleId, offset: i64, whence: i32) -> Result<u64> {
+        if self.params.writeback {
+            // What the kernel has not written back yet is a hole in the real file: a copy guided by it would lose data. The kernel
+            // then takes the whole file for data, and asks no more.
+            return Err(Error::Errno(libc::ENOSYS));
+        }
         let handle = self.handles.get(id)?;
         let file = self.real(&handle)?;
         let fd = file.real.as_fd().ok_or(Error::Errno(libc::EBADF))?;
