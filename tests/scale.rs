@@ -5,6 +5,8 @@
 #[path = "scale/at_once.rs"]
 mod at_once;
 mod common;
+#[path = "scale/data.rs"]
+mod data;
 #[path = "scale/death.rs"]
 mod death;
 #[path = "scale/full.rs"]
@@ -13,5 +15,3 @@ mod full;
 mod large;
 #[path = "scale/latency.rs"]
 mod latency;
-#[path = "scale/stand.rs"]
-mod stand;

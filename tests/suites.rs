@@ -12,7 +12,5 @@ mod cpython;
 mod fsx;
 #[path = "suites/pjdfstest.rs"]
 mod pjdfstest;
-#[path = "suites/stand.rs"]
-mod stand;
 #[path = "suites/stress.rs"]
 mod stress;

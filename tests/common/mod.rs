@@ -12,6 +12,7 @@ pub mod overlay;
 pub mod program;
 pub mod scratch;
 pub mod skip;
+pub mod stand;
 pub mod tree;
 
 pub use image::LoopImage;
@@ -19,4 +20,5 @@ pub use limit::Watchdog;
 pub use mount::{Acetate, Failure, Mount};
 pub use overlay::Overlay;
 pub use scratch::Scratch;
+pub use stand::Stand;
 pub use tree::{Tree, TreeOptions};

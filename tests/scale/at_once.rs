@@ -4,9 +4,10 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::common::stand::{Stand, end};
 use crate::common::{Tree, TreeOptions, Watchdog, program, skip};
+use crate::data::pattern;
 use crate::require;
-use crate::stand::{Stand, end, pattern};
 
 const PROCESSES: usize = 64;
 

@@ -7,9 +7,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::common::stand::{Stand, end};
 use crate::common::{Mount, Watchdog, skip};
+use crate::data::{large_file, pattern};
 use crate::require;
-use crate::stand::{Stand, end, large_file, pattern};
 
 const RECORD: usize = 4096;
 const WRITERS: usize = 4;

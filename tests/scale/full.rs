@@ -6,8 +6,9 @@ use std::os::unix::fs::chown;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::common::stand::Stand;
 use crate::common::{Acetate, LoopImage, Mount, Tree, TreeOptions, Watchdog, program, skip};
-use crate::stand::{Stand, pattern};
+use crate::data::pattern;
 use crate::{require, skip};
 
 const LARGE: usize = 80 << 20;

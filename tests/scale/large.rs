@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::common::stand::{Stand, end};
 use crate::common::{Acetate, Mount, Watchdog, program, skip};
 use crate::require;
-use crate::stand::{Stand, end};
 
 fn layers(stand: &Stand, count: usize) -> Vec<PathBuf> {
     let layers: Vec<PathBuf> = (0..count)

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::common::stand::{Stand, end};
 use crate::common::{Watchdog, skip};
+use crate::data::large_file;
 use crate::require;
-use crate::stand::{Stand, end, large_file};
 
 const FILES: usize = 30_000;
 const KINDS: [&str; 3] = ["stat", "create", "read"];

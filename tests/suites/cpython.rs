@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::common::stand::{Stand, end};
 use crate::common::{Watchdog, program, skip};
-use crate::stand::{Stand, end};
 use crate::{require, skip};
 
 const MODULES: &[&str] = &[
@@ -75,7 +75,7 @@ fn cpython_fails_nothing_that_passes_on_ext4() {
     let _limit = Watchdog::new("cpython", Duration::from_secs(600));
     let stand = Stand::new("cpython");
     let plain = stand.scratch.dir("plain");
-    let mount = stand.acetate("");
+    let mount = stand.acetate("").mount();
     let mut worse = Vec::new();
     for module in MODULES {
         let (judge, judged) = run(&python, module, &plain);

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::common::stand::{Stand, end};
 use crate::common::{Tree, TreeOptions, Watchdog, program, skip};
-use crate::stand::{Stand, end};
 use crate::{require, skip};
 
 const LENGTH: u64 = 256 << 10;
@@ -95,7 +95,7 @@ fn run_all(program: PathBuf, options: &str, operations: u32) {
         fs::write(stand.lower.join(name), bytes(LENGTH)).unwrap();
     }
     let before = Tree::read(&stand.lower, TreeOptions::UNTOUCHED).unwrap();
-    let mount = stand.acetate(options);
+    let mount = stand.acetate(options).mount();
 
     case.fsx(&mount.join("new"), Mode::Truncating, false, operations);
     case.fsx(

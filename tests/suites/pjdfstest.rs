@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::common::stand::{Stand, end};
 use crate::common::{Scratch, Watchdog, program, skip};
-use crate::stand::{Stand, end};
 use crate::{require, skip};
 
 // Accounts that every Debian has, so that none need be made.
@@ -81,7 +81,7 @@ fn what_the_kernel_passes_passes(program: PathBuf, options: &str) {
         judge.text
     );
 
-    let mount = stand.acetate(options);
+    let mount = stand.acetate(options).mount();
     let ours = pjdfstest(&program, &configuration, mount.path());
     end(mount);
     println!(

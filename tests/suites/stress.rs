@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::common::stand::{Stand, end};
 use crate::common::{LoopImage, Watchdog, program, skip};
-use crate::stand::{Stand, end};
 use crate::{require, skip};
 
 /// Left out: they do not touch the directory under test at all.
@@ -61,7 +61,7 @@ fn stress_ng_fails_nothing_that_passes_on_ext4() {
         Ok(image) => image,
         Err(reason) => skip!("{reason}"),
     };
-    let mount = stand.acetate("");
+    let mount = stand.acetate("").mount();
     let mut worse = Vec::new();
     let names = class(&program);
     assert!(names.len() > 30, "{names:?}");
