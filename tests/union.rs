@@ -261,6 +261,8 @@ fn copy_up_keeps_number_owner_mode_and_times() {
         explained.copy_up_reason.as_deref(),
         Some("open for writing")
     );
+    assert_eq!(explained.copy_up_bytes, Some(3));
+    assert!(explained.copy_up_us.is_some());
 }
 
 #[test]

@@ -71,6 +71,8 @@ mod tests {
             copied_up: true,
             copy_up_time: Some(0),
             copy_up_reason: Some("chmod".into()),
+            copy_up_bytes: Some(0),
+            copy_up_us: Some(9),
         };
         assert_eq!(
             lines(&explanation),

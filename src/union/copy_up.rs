@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use super::error::{Error, Result};
 use super::inode::{Indexed, Inode, LowerRef, NlinkBase, UpperPart};
@@ -83,6 +83,7 @@ impl Union {
     fn copy_up_one(&self, inode: &Arc<Inode>, how: Copy, reason: &'static str) -> Result<()> {
         let upper = self.upper()?;
         let _copying = inode.copy_up.lock();
+        let begin = Instant::now();
         let (lower, metacopy) = {
             let state = inode.state.read();
             if state.upper.is_some() {
@@ -101,10 +102,7 @@ impl Union {
                 .ok_or_else(|| Error::Corrupt(format!("inode {} is in no layer", inode.ino)))?;
             self.copy_up_whole(upper, inode, &lower, how)?
         };
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs());
-        self.copied.lock().insert(inode.ino, (now, reason));
+        self.note_copy_up(inode, reason, begin.elapsed());
         drop(_copying);
         if let (Some(node), Some(notify)) = (retired, self.notify.get()) {
             notify.inval_attr(node);
@@ -188,7 +186,7 @@ impl Union {
             &self.stats.copy_up_meta
         };
         stats::add(kind, 1);
-        stats::add(&self.stats.copy_up_bytes, copied);
+        self.note_copied_bytes(inode, copied);
         let part = UpperPart {
             node,
             real_ino,
@@ -359,7 +357,7 @@ impl Union {
         upper.set_mark(&part.node, &Mark::Metacopy(false))?;
         upper.set_mark(&part.node, &Mark::Redirect(None))?;
         stats::add(&self.stats.copy_up_data, 1);
-        stats::add(&self.stats.copy_up_bytes, copied);
+        self.note_copied_bytes(inode, copied);
         Ok(self.switch_data(inode, |state| state.metacopy = false))
     }
 

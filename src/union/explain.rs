@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::error::{Error, Result};
 use super::inode::Inode;
@@ -11,6 +12,19 @@ use super::report::{Change, ChangeKind, Explanation, LayerWord, StatsSnapshot};
 use super::stack::DirParts;
 use super::{Union, stats};
 use crate::layer::{EntryKind, Layer, LayerLookup, Node, Opaque};
+
+/// That this mount copied an inode up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CopyUpEvent {
+    /// The last time, in seconds since the epoch.
+    time: u64,
+    /// What asked for it. Empty as long as the first copy-up is under way.
+    reason: &'static str,
+    /// Of data, in all.
+    bytes: u64,
+    /// In all, in microseconds.
+    took_us: u64,
+}
 
 /// What one layer has at a path, read without regard to the others.
 struct Word {
@@ -73,14 +87,37 @@ impl Union {
         });
         let event = inode
             .as_ref()
-            .and_then(|i| self.copied.lock().get(&i.ino).copied());
+            .and_then(|i| self.copied.lock().get(&i.ino).copied())
+            .filter(|event| !event.reason.is_empty());
         Ok(Explanation {
             path: display(&names),
             layers: words,
             copied_up,
-            copy_up_time: event.map(|(time, _)| time),
-            copy_up_reason: event.map(|(_, reason)| reason.to_owned()),
+            copy_up_time: event.map(|event| event.time),
+            copy_up_reason: event.map(|event| event.reason.to_owned()),
+            copy_up_bytes: event.map(|event| event.bytes),
+            copy_up_us: event.map(|event| event.took_us),
         })
+    }
+
+    /// Adds what copying an inode's data moved, to the mount's counters and to the inode's event.
+    pub(crate) fn note_copied_bytes(&self, inode: &Inode, bytes: u64) {
+        stats::add(&self.stats.copy_up_bytes, bytes);
+        if bytes > 0 {
+            self.copied.lock().entry(inode.ino).or_default().bytes += bytes;
+        }
+    }
+
+    /// Remembers that an inode was copied up, and how long that took.
+    pub(crate) fn note_copy_up(&self, inode: &Inode, reason: &'static str, took: Duration) {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
+        let mut copied = self.copied.lock();
+        let event = copied.entry(inode.ino).or_default();
+        event.time = now;
+        event.reason = reason;
+        event.took_us += u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     }
 
     /// Walks from the root without telling the kernel of anything.

@@ -74,8 +74,8 @@ pub struct Union {
     notify: OnceLock<NotifyCell>,
     /// Atomic.
     stats: stats::Counters,
-    /// When and why inodes were copied up by this mount, by inode number. A leaf lock.
-    copied: Mutex<HashMap<u64, (u64, &'static str)>>,
+    /// When and why inodes were copied up by this mount, and what it cost, by inode number. A leaf lock.
+    copied: Mutex<HashMap<u64, explain::CopyUpEvent>>,
 }
 
 struct NotifyCell(Arc<dyn Notify>);

@@ -48,6 +48,10 @@ pub struct Explanation {
     pub copy_up_time: Option<u64>,
     /// Such as `open for writing`, `chmod`, `rename`.
     pub copy_up_reason: Option<String>,
+    /// Bytes of data that this mount copied for it, in all; a file whose attributes alone were copied up has 0.
+    pub copy_up_bytes: Option<u64>,
+    /// How long its copy-up took in microseconds, the later copying of its data included.
+    pub copy_up_us: Option<u64>,
 }
 
 /// Counters since the mount was made.
