@@ -15,6 +15,7 @@ use super::error::LayerError;
 use super::fdcache::FdCache;
 use super::format::{MarkNames, OverrideXattr, decode_handle, encode_handle, ino_in_handle};
 use super::node::PathNode;
+use super::owners::OwnerShift;
 use super::tree::{Tree, TreeOptions, path_node, to_stat};
 use super::{Access, Layer, LayerEntry, LayerLookup, Marks, Node, OverlayHandle, RealFile, Stat};
 use crate::sys::handle::{filesystem_uuid, open_by_handle};
@@ -22,7 +23,7 @@ use crate::sys::mount_clone::read_only_clone;
 use crate::sys::xattr::{self, Target};
 
 /// How a [`DirLayer`] is opened.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct LayerOptions {
     /// Regular files may be metacopies (see [`super::Marks::metacopy`]). False spares looking, for layers that
     /// were unpacked from an archive and so hold none.
@@ -30,6 +31,8 @@ pub struct LayerOptions {
     /// Entries named `.wh.` may be whiteouts. False spares looking, for layers that are known to have whiteouts
     /// in the kernel's form alone.
     pub dot_whiteouts: bool,
+    /// The layer is reached through a mount that maps owners already: how to read them as they lie on disk.
+    pub owners: Option<Arc<OwnerShift>>,
 }
 
 impl Default for LayerOptions {
@@ -37,6 +40,7 @@ impl Default for LayerOptions {
         LayerOptions {
             metacopy: true,
             dot_whiteouts: true,
+            owners: None,
         }
     }
 }
@@ -154,6 +158,7 @@ impl DirLayer {
                 names: MarkNames::All,
                 dot_whiteouts: options.dot_whiteouts,
                 metacopy: options.metacopy,
+                owners: options.owners,
             },
         );
         let root_fd = Arc::new(root_fd);

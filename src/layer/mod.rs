@@ -9,6 +9,7 @@ pub mod error;
 pub mod fdcache;
 pub mod format;
 pub mod node;
+pub mod owners;
 mod tree;
 pub mod upper;
 

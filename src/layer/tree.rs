@@ -16,6 +16,7 @@ use super::format::{
     is_whiteout_device, name_kind, read_marks,
 };
 use super::node::{DotWhiteouts, PathNode, Spot};
+use super::owners::OwnerShift;
 use super::{EntryKind, Found, LayerEntry, LayerLookup, Marks, Node, Opaque, Stat, Timestamp};
 use crate::sys::handle::{FileHandle, name_to_handle};
 use crate::sys::xattr::{self, Target};
@@ -43,10 +44,12 @@ pub(super) struct Tree {
     dot_whiteouts: bool,
     /// Regular files may be metacopies.
     metacopy: bool,
+    /// Owners as the mount shows them are not those on disk.
+    owners: Option<Arc<OwnerShift>>,
 }
 
 /// How a tree is to be read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct TreeOptions {
     pub(super) may_hold_mounts: bool,
     pub(super) noatime_mount: bool,
@@ -54,6 +57,7 @@ pub(super) struct TreeOptions {
     pub(super) names: MarkNames,
     pub(super) dot_whiteouts: bool,
     pub(super) metacopy: bool,
+    pub(super) owners: Option<Arc<OwnerShift>>,
 }
 
 /// The node of a plain tree.
@@ -114,6 +118,7 @@ impl Tree {
             names: options.names,
             dot_whiteouts: options.dot_whiteouts,
             metacopy: options.metacopy,
+            owners: options.owners,
         })
     }
 
@@ -153,7 +158,7 @@ impl Tree {
         if self.is_whiteout(dir_fd, name, &raw, xwhiteouts)? {
             return Ok(LayerLookup::Whiteout);
         }
-        let mut stat = to_stat(&raw);
+        let mut stat = self.to_stat(&raw);
         self.override_stat(&mut stat, Target::At(dir_fd, name))?;
         // Beside anything but a directory a whiteout changes nothing.
         let beside_whiteout = stat.is_dir() && self.has_dot_whiteout(dir, dir_fd, name)?;
@@ -230,11 +235,19 @@ impl Tree {
     }
 
     pub(super) fn stat(&self, node: &PathNode) -> io::Result<Stat> {
-        let mut stat = to_stat(&node.raw_stat()?);
+        let mut stat = self.to_stat(&node.raw_stat()?);
         if self.override_xattr.is_some() {
             node.reach(|spot| self.override_stat(&mut stat, spot.xattr_target()))?;
         }
         Ok(stat)
+    }
+
+    fn to_stat(&self, raw: &RawStat) -> Stat {
+        let mut stat = to_stat(raw);
+        if let Some(owners) = &self.owners {
+            owners.unshift(&mut stat);
+        }
+        stat
     }
 
     /// Puts owner, mode and type from the xattr into a stat, where the layer keeps them there.

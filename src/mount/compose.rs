@@ -17,10 +17,12 @@ use crate::layer::Layer;
 use crate::layer::dir::{DirLayer, LayerOptions};
 use crate::layer::error::UpperError;
 use crate::layer::fdcache::FdCache;
+use crate::layer::owners::{OwnerShift, Shifted};
 use crate::layer::upper::{Namespace, Upper, UpperOptions};
 use crate::sys::caps;
 use crate::sys::fusedev;
-use crate::sys::mount::{self as sys_mount, FuseMount};
+use crate::sys::mount::{self as sys_mount, FuseMount, is_idmapped};
+use crate::union::idmap::IdRange;
 use crate::union::params::RedirectDir;
 use crate::union::{Params, Union};
 
@@ -169,15 +171,16 @@ fn compose_within(
     };
 
     let cache = Arc::new(FdCache::for_this_process());
-    let layer_options = LayerOptions {
-        metacopy: !sources.unpacked,
-        dot_whiteouts: !sources.unpacked,
-    };
     let mut layers: Vec<Arc<dyn Layer>> = Vec::with_capacity(lowers.len());
     for place in &lowers {
+        let options = LayerOptions {
+            metacopy: !sources.unpacked,
+            dot_whiteouts: !sources.unpacked,
+            owners: mapped_already(options, &place.path)?,
+        };
         layers.push(Arc::new(DirLayer::open(
             &place.path,
-            layer_options,
+            options,
             cache.clone(),
         )?));
     }
@@ -339,6 +342,31 @@ fn is_stacked<'a>(places: impl Iterator<Item = &'a Place>) -> bool {
             false
         })
     })
+}
+
+/// podman before 4.6 gives lower layers through id-mapped mounts, and the map as options too: those layers are not to be
+/// mapped twice.
+fn mapped_already(
+    options: &MountOptions,
+    lower: &Path,
+) -> Result<Option<Arc<OwnerShift>>, MountError> {
+    let ids = &options.ids;
+    let failed = |e| MountError::Path("lower layer", lower.to_owned(), e);
+    if ids.is_identity() || !is_idmapped(lower).map_err(failed)? {
+        return Ok(None);
+    }
+    let shifted = |ranges: &[IdRange]| {
+        let ranges = ranges.iter().map(|range| Shifted {
+            shown: range.inside,
+            disk: range.outside,
+            count: range.count,
+        });
+        ranges.collect()
+    };
+    Ok(Some(Arc::new(OwnerShift {
+        users: shifted(&ids.uids),
+        groups: shifted(&ids.gids),
+    })))
 }
 
 fn settings(options: &MountOptions, passthrough: bool, stacked: bool) -> Settings {

@@ -10,7 +10,10 @@ pub(super) fn parse(name: &str, value: &str) -> Result<Vec<IdRange>, OptionError
         value: value.to_owned(),
         expected: "DISK:SHOWN:COUNT, or several of them joined by colons,",
     };
+    // containers/storage writes `uidmapping=:0:1000:1`.
     let numbers: Vec<u32> = value
+        .strip_prefix(':')
+        .unwrap_or(value)
         .split(':')
         .map(|number| number.parse().map_err(|_| wrong()))
         .collect::<Result<_, _>>()?;
@@ -53,7 +56,17 @@ mod tests {
                 },
             ]
         );
-        for wrong in ["", "0", "0:1", "0:0:1:2", "a:b:c", "0:4294967295:2"] {
+        assert_eq!(parse("uidmapping", ":0:1000:1").unwrap().len(), 1);
+        for wrong in [
+            "",
+            ":",
+            "::0:1000:1",
+            "0",
+            "0:1",
+            "0:0:1:2",
+            "a:b:c",
+            "0:4294967295:2",
+        ] {
             assert!(parse("uidmapping", wrong).is_err(), "{wrong}");
         }
     }

@@ -102,6 +102,10 @@ fn unmount_by_helper(mountpoint: &Path, lazy: bool) -> io::Result<()> {
 /// One line of the mount table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountEntry {
+    /// The mount's number, which `statx` tells of every file.
+    pub id: u64,
+    /// The mount shows other owners than lie on disk (`MOUNT_ATTR_IDMAP`).
+    pub idmapped: bool,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
     /// The filesystem type, such as `fuse.acetate`.
@@ -136,6 +140,8 @@ fn parse_entry(line: &[u8]) -> Option<MountEntry> {
     let end = fields.iter().position(|f| *f == b"-")?;
     let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
     Some(MountEntry {
+        id: text(fields.first()?).parse().ok()?,
+        idmapped: text(fields.get(5)?).split(',').any(|o| o == "idmapped"),
         device: text(fields.get(2)?),
         mountpoint: PathBuf::from(OsStr::from_bytes(&unescape(fields.get(4)?))),
         fs_type: text(fields.get(end + 1)?),
@@ -193,6 +199,15 @@ pub fn device_of(path: &Path) -> io::Result<String> {
     ))
 }
 
+/// Whether a path is reached through a mount that shows other owners than lie on disk.
+pub fn is_idmapped(path: &Path) -> io::Result<bool> {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    let id = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id;
+    Ok(mount_table()?
+        .iter()
+        .any(|mount| mount.id == id && mount.idmapped))
+}
+
 /// Whether a path lies on a filesystem that is itself stacked on others.
 pub fn is_stacked(path: &Path) -> io::Result<bool> {
     const OVERLAYFS: u64 = 0x794c_7630;
@@ -214,6 +229,9 @@ mod tests {
         assert_eq!(entry.fs_type, "fuse.acetate");
         assert_eq!(entry.device, "0:98");
         assert_eq!(entry.source, "x\ty");
+        assert_eq!((entry.id, entry.idmapped), (36, false));
+        let line = b"37 35 8:1 /a /b ro,idmapped - ext4 /dev/x rw";
+        assert!(parse_entry(line).unwrap().idmapped);
         assert_eq!(parse_entry(b""), None);
     }
 }

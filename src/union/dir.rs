@@ -9,6 +9,7 @@ use super::acl;
 use super::attr::{decode_dev, union_nlink};
 use super::copy_up::Copy;
 use super::error::{Error, Result};
+use super::idmap::OVERFLOW_ID;
 use super::inode::{Inode, NlinkBase, State, UpperPart};
 use super::listing::{Known, Listing};
 use super::namei::FoundInode;
@@ -99,15 +100,14 @@ impl Union {
         new: &New<'_>,
     ) -> Result<Plan> {
         let ids = &self.params.ids;
-        let owner = Error::Errno(libc::EOVERFLOW);
-        let uid = ids.uid_outside(caller.uid).ok_or(owner)?;
+        // An engine makes entries as the host's root before the container starts, and gives them away afterwards.
+        let uid = ids.uid_outside(caller.uid).unwrap_or(OVERFLOW_ID);
         let dir = upper.stat(&part.node)?;
         let is_dir = matches!(new.stage, Stage::Dir);
         let (gid, inherit_sgid) = if dir.mode & libc::S_ISGID != 0 {
             (dir.gid, is_dir)
         } else {
-            let gid = ids.gid_outside(caller.gid);
-            (gid.ok_or(Error::Errno(libc::EOVERFLOW))?, false)
+            (ids.gid_outside(caller.gid).unwrap_or(OVERFLOW_ID), false)
         };
         let default = match new.mode {
             Some(_) if !self.params.noacl => self.default_acl(upper, parent, part)?,

@@ -51,6 +51,25 @@ fn uidmapping_and_gidmapping() {
 }
 
 #[test]
+fn who_is_not_in_the_map_makes_entries_of_nobody() {
+    require!(skip::privileged());
+    let place = prepared("unmapped");
+    // As containers/storage writes it. Root itself is outside the map, and makes links and files before a container
+    // starts.
+    let _guard = mount(
+        &place,
+        "uidmapping=:0:100000:1000,gidmapping=:0:100000:1000",
+    );
+    assert_eq!(owner(&place.merged.join("overridden")), (100_000, 100_000));
+    let made = place.merged.join("made");
+    fs::write(&made, "by root").unwrap();
+    assert_eq!(owner(&made), (65_534, 65_534));
+    chown(&made, Some(100_007), Some(100_008)).unwrap();
+    assert_eq!(owner(&made), (100_007, 100_008));
+    assert_eq!(owner(&place.upper.join("made")), (7, 8));
+}
+
+#[test]
 fn several_ranges() {
     require!(skip::privileged());
     let place = prepared("ranges");

@@ -160,6 +160,7 @@ impl Upper {
                 names: MarkNames::Own(options.namespace),
                 dot_whiteouts: true,
                 metacopy: true,
+                owners: None,
             },
         );
         clean(&tree, scratch.as_fd()).map_err(|e| wk.io(e))?;
