@@ -11,6 +11,8 @@
 //! ```text
 //!   cli          arguments, output, one file per subcommand
 //!    |
+//!   bench        what it costs, beside its rivals
+//!    |
 //!   mount        the composition root: options, checks, daemon, control socket
 //!    |      \
 //!   fuse    image        the transport  |  archives, layouts and the store of unpacked layers
@@ -42,6 +44,7 @@
 //! `unsafe` is denied outside `sys`; outside tests nothing unwraps, expects or panics; names are bytes
 //! ([`OsStr`](std::ffi::OsStr)), never strings; absence is a value, not an error.
 
+pub mod bench;
 pub mod cli;
 pub mod fuse;
 pub mod image;

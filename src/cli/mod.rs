@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 when it was done, 1 when it failed, 2 when it was asked wrongly.
 
+mod bench;
 mod diff;
 mod explain;
 mod image;
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::bench::BenchError;
 use crate::image::ImageError;
 use crate::mount::MountError;
 
@@ -44,6 +46,7 @@ enum Command {
     Explain(explain::ExplainArgs),
     Stats(stats::StatsArgs),
     Image(image::ImageArgs),
+    Bench(bench::BenchArgs),
 }
 
 /// Why a command failed.
@@ -55,6 +58,9 @@ enum CliError {
     /// An image or the store.
     #[error("{0}")]
     Image(#[from] ImageError),
+    /// A benchmark.
+    #[error("{0}")]
+    Bench(#[from] BenchError),
     /// The store has damages, which were listed.
     #[error("the store is damaged in {0} places")]
     Damaged(usize),
@@ -70,7 +76,8 @@ impl CliError {
     fn exit_code(&self) -> u8 {
         match self {
             CliError::Mount(e) => e.exit_code(),
-            CliError::Usage(_) => 2,
+            CliError::Usage(_) | CliError::Bench(BenchError::Usage(_)) => 2,
+            CliError::Bench(_) => 1,
             CliError::Image(_) | CliError::Damaged(_) | CliError::Output(_) => 1,
         }
     }
@@ -145,6 +152,7 @@ impl Cli {
             Command::Explain(arguments) => arguments.run(),
             Command::Stats(arguments) => arguments.run(),
             Command::Image(arguments) => arguments.run(self.root),
+            Command::Bench(arguments) => arguments.run(),
         }
     }
 }

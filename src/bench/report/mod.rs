@@ -1,0 +1,96 @@
+//! What people see: tables, and one page.
+
+mod copy_up_page;
+mod copy_up_text;
+mod page;
+mod svg;
+pub mod table;
+
+pub use copy_up_page::copy_up_page;
+pub use copy_up_text::copy_up_table;
+
+/// `4 KiB`, `1.5 GiB`.
+pub fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = usize::from(value < 10.0 && value.fract() >= 0.05);
+    format!("{value:.digits$} {}", UNITS.get(unit).unwrap_or(&"B"))
+}
+
+/// `12 µs`, `3.4 ms`, `5.6 s`.
+pub fn micros(us: f64) -> String {
+    let (value, unit) = if us < 1e3 {
+        (us, "µs")
+    } else if us < 1e6 {
+        (us / 1e3, "ms")
+    } else {
+        (us / 1e6, "s")
+    };
+    let digits = usize::from(value < 9.95);
+    format!("{value:.digits$} {unit}")
+}
+
+/// `0.01×`, `3.4×`, `1000×`.
+fn times(value: f64) -> String {
+    let digits = if value < 0.095 {
+        2
+    } else {
+        usize::from(value < 9.95)
+    };
+    format!("{value:.digits$}×")
+}
+
+/// A day, in UTC.
+fn date(seconds: u64) -> String {
+    // The calendar of Howard Hinnant's `civil_from_days`: years begin in March, so that the leap day is the last.
+    let shifted = seconds / 86_400 + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units() {
+        for (value, text) in [
+            (0, "0 B"),
+            (4096, "4 KiB"),
+            (1536, "1.5 KiB"),
+            (1 << 30, "1 GiB"),
+            (10 << 30, "10 GiB"),
+        ] {
+            assert_eq!(bytes(value), text);
+        }
+        for (value, text) in [
+            (1.26, "1.3 µs"),
+            (999.0, "999 µs"),
+            (1500.0, "1.5 ms"),
+            (2e7, "20 s"),
+        ] {
+            assert_eq!(micros(value), text);
+        }
+        assert_eq!([0.012, 1.0, 1000.0].map(times), ["0.01×", "1.0×", "1000×"]);
+        assert_eq!(
+            [951_782_399, 951_782_400].map(date),
+            ["2000-02-28", "2000-02-29"]
+        );
+    }
+}
