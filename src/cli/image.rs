@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use super::image_commit::{CommitArgs, ExportArgs, ImportArgs};
 use super::image_show::{HistoryArgs, InspectArgs, ListArgs};
 use super::{CliError, output};
 use crate::image::{Removed, SaveFormat, Store};
@@ -25,6 +26,9 @@ pub(super) struct ImageArgs {
 enum ImageCommand {
     Load(LoadArgs),
     Save(SaveArgs),
+    Import(ImportArgs),
+    Export(ExportArgs),
+    Commit(CommitArgs),
     Ls(ListArgs),
     Tag(TagArgs),
     Rm(RemoveArgs),
@@ -40,6 +44,9 @@ impl ImageArgs {
         match self.command {
             ImageCommand::Load(arguments) => arguments.run(&store),
             ImageCommand::Save(arguments) => arguments.run(&store),
+            ImageCommand::Import(arguments) => arguments.run(&store),
+            ImageCommand::Export(arguments) => arguments.run(&store),
+            ImageCommand::Commit(arguments) => arguments.run(&store),
             ImageCommand::Ls(arguments) => arguments.run(&store),
             ImageCommand::Tag(arguments) => Ok(store.tag(&arguments.image, &arguments.name)?),
             ImageCommand::Rm(arguments) => arguments.run(&store),

@@ -6,6 +6,7 @@ mod bench;
 mod diff;
 mod explain;
 mod image;
+mod image_commit;
 mod image_show;
 mod mount;
 mod mounts;
@@ -21,8 +22,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::bench::BenchError;
-use crate::image::ImageError;
-use crate::mount::MountError;
+use crate::image::{ImageError, Store};
+use crate::mount::{MountError, store_root};
 
 /// A union filesystem driver via FUSE for container images.
 ///
@@ -47,6 +48,9 @@ enum Command {
     Stats(stats::StatsArgs),
     Image(image::ImageArgs),
     Bench(bench::BenchArgs),
+    Commit(image_commit::CommitArgs),
+    Import(image_commit::ImportArgs),
+    Export(image_commit::ExportArgs),
 }
 
 /// Why a command failed.
@@ -153,8 +157,15 @@ impl Cli {
             Command::Stats(arguments) => arguments.run(),
             Command::Image(arguments) => arguments.run(self.root),
             Command::Bench(arguments) => arguments.run(),
+            Command::Commit(arguments) => arguments.run(&store(self.root)?),
+            Command::Import(arguments) => arguments.run(&store(self.root)?),
+            Command::Export(arguments) => arguments.run(&store(self.root)?),
         }
     }
+}
+
+fn store(root: Option<PathBuf>) -> Result<Store, CliError> {
+    Ok(Store::open(&store_root(root))?)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! An image stands there once for each of its names, and once without one when it has none. All changes are made under
 //! the index lock, by writing a new file in the place of the old.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use oci_spec::image::{
     Descriptor, Digest, ImageConfiguration, ImageIndex, ImageIndexBuilder, ImageManifest,
@@ -167,7 +167,9 @@ impl Store {
             .iter()
             .filter(|i| i.id.digest().starts_with(hex) || i.digest.digest() == hex)
             .collect();
-        fitting.dedup_by(|a, b| a.id == b.id);
+        // The same configuration may stand in several manifests.
+        let mut seen = HashSet::new();
+        fitting.retain(|image| seen.insert(image.id.as_ref()));
         match fitting[..] {
             [] => Err(missing()),
             [image] => Ok(image.clone()),
@@ -175,7 +177,10 @@ impl Store {
                 prefix: text.to_owned(),
                 candidates: fitting
                     .iter()
-                    .map(|i| i.id.digest()[..16].to_owned())
+                    .map(|i| match i.references.first() {
+                        Some(name) => format!("{} ({name})", &i.id.digest()[..16]),
+                        None => i.id.digest()[..16].to_owned(),
+                    })
                     .collect(),
             }),
         }

@@ -38,6 +38,25 @@ pub enum ImageError {
         /// The rule that it breaks.
         why: &'static str,
     },
+    /// The image below a mount or container cannot be found again.
+    #[error("the image {id} that lies below is gone: {}", match path {
+        Some(path) => format!("neither the store has it nor {path}; load it again by acetate image load"),
+        None => "the store does not have it any more; load or pull it again".to_owned(),
+    })]
+    BaseGone {
+        /// The digest of its configuration.
+        id: String,
+        /// The archive that it came from.
+        path: Option<String>,
+    },
+    /// An instruction that changes no configuration.
+    #[error("invalid change {change:?}: {why}")]
+    InvalidChange {
+        /// The instruction.
+        change: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A short id or digest that fits several images.
     #[error("{prefix} is ambiguous: it fits {}", candidates.join(", "))]
     AmbiguousId {

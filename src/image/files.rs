@@ -56,6 +56,15 @@ pub(crate) struct Section {
 }
 
 impl Section {
+    /// A whole file.
+    pub(crate) fn whole(file: File) -> io::Result<Section> {
+        Ok(Section {
+            end: file.metadata()?.len(),
+            file: Arc::new(file),
+            position: 0,
+        })
+    }
+
     /// Bytes that are left.
     pub(crate) fn len(&self) -> u64 {
         self.end - self.position

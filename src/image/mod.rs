@@ -13,12 +13,16 @@
 
 mod archive;
 mod catalog;
+mod change;
+mod commit;
 mod compare;
 mod compress;
 mod durable;
 mod error;
+mod export;
 mod files;
 mod hash;
+mod import;
 mod layout;
 mod limits;
 mod load;
@@ -34,13 +38,18 @@ mod source;
 mod store;
 mod tarball;
 mod tee;
+pub mod time;
+mod tree;
 mod unpack;
 mod verify;
 
 pub use catalog::StoredImage;
+pub use commit::{Commit, NewImage};
 pub use error::ImageError;
+pub use export::Exported;
+pub use import::ImportSource;
 pub use limits::Limits;
-pub use prepare::PreparedImage;
+pub use prepare::{ImageOrigin, PreparedImage};
 pub use prune::Removed;
 pub use reference::Reference;
 pub use save::SaveFormat;

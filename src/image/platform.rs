@@ -7,9 +7,9 @@ use super::error::ImageError;
 /// A platform that is wanted, in the spelling of the OCI specification.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
-    os: String,
-    arch: String,
-    variant: Option<String>,
+    pub(crate) os: String,
+    pub(crate) arch: String,
+    pub(crate) variant: Option<String>,
     /// The user named it, so another one will not do.
     pub(crate) explicit: bool,
 }
@@ -49,6 +49,21 @@ impl Wanted {
             variant,
             explicit: true,
         })
+    }
+
+    /// The platform that a configuration says it is for.
+    pub(crate) fn of(config: &serde_json::Value) -> Result<Wanted, ImageError> {
+        let text = |key: &str| config.get(key).and_then(serde_json::Value::as_str);
+        let mut platform = format!(
+            "{}/{}",
+            text("os").unwrap_or_default(),
+            text("architecture").unwrap_or_default()
+        );
+        if let Some(variant) = text("variant").filter(|v| !v.is_empty()) {
+            platform.push('/');
+            platform.push_str(variant);
+        }
+        Wanted::new(Some(&platform))
     }
 
     /// How well an image for this platform runs: lower is better, `None` not at all.

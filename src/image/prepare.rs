@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::image::ImageConfiguration;
+use serde::{Deserialize, Serialize};
 
 use super::archive;
 use super::error::{ImageError, shown};
@@ -14,6 +15,20 @@ use super::platform::Wanted;
 use super::resolve::Resolved;
 use super::source::{self, Source};
 use super::store::{Keep, LayerGuard, Store};
+
+/// Which image was prepared, so that it can be found again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageOrigin {
+    /// The digest of its configuration.
+    pub id: String,
+    /// The archive or layout that it came from, absolute; `None` for an image of the store, or where the path is not
+    /// UTF-8.
+    pub path: Option<String>,
+    /// Its name there.
+    pub tag: Option<String>,
+    /// The platform that was asked for.
+    pub platform: Option<String>,
+}
 
 /// An image whose layers are there and stay there while `guard` is held.
 #[derive(Debug)]
@@ -29,6 +44,8 @@ pub struct PreparedImage {
     pub diff_ids: Vec<String>,
     /// Keeps the layers from being removed.
     pub guard: LayerGuard,
+    /// Which image it is.
+    pub origin: ImageOrigin,
 }
 
 impl Store {
@@ -44,6 +61,7 @@ impl Store {
     ) -> Result<PreparedImage, ImageError> {
         let wanted = Wanted::new(platform)?;
         let image = self.find(source, &wanted)?;
+        let origin = origin(&image, source, platform)?;
         let guard = self.ensure_layers(&image.layers, Keep::Tree)?;
         let mut seen = HashSet::new();
         let mut layers: Vec<PathBuf> = image
@@ -62,7 +80,31 @@ impl Store {
             diff_ids: image.config.rootfs().diff_ids().clone(),
             config: image.config,
             guard,
+            origin,
         })
+    }
+
+    /// Finds a prepared image again, in the store or where it came from.
+    pub(crate) fn find_again(&self, origin: &ImageOrigin) -> Result<Resolved, ImageError> {
+        let wanted = Wanted::new(origin.platform.as_deref())?;
+        match self.find_stored(OsStr::new(&origin.id), &wanted) {
+            Err(ImageError::NoSuchImage { .. }) => {}
+            found => return found,
+        }
+        let gone = || ImageError::BaseGone {
+            id: origin.id.clone(),
+            path: origin.path.clone(),
+        };
+        let path = Path::new(origin.path.as_deref().ok_or_else(gone)?);
+        if !path.exists() {
+            return Err(gone());
+        }
+        let files = source::open(path, &self.tmp(), self.limits())?;
+        let found = self.find_in(&files, origin.tag.as_deref(), &wanted)?;
+        if found.id.as_ref() != origin.id {
+            return Err(gone());
+        }
+        Ok(found)
     }
 
     /// Finds an image, without its layers.
@@ -122,4 +164,24 @@ impl Store {
         }
         Ok(found)
     }
+}
+
+fn origin(
+    image: &Resolved,
+    source: &OsStr,
+    platform: Option<&str>,
+) -> Result<ImageOrigin, ImageError> {
+    let (path, tag) = match Source::parse(source)? {
+        Source::Path { path, tag } => {
+            let absolute = std::path::absolute(&path).map_err(ImageError::io("find", &path))?;
+            (absolute.to_str().map(str::to_owned), tag)
+        }
+        Source::Name(_) => (None, None),
+    };
+    Ok(ImageOrigin {
+        id: image.id.to_string(),
+        path,
+        tag,
+        platform: platform.map(str::to_owned),
+    })
 }

@@ -57,29 +57,7 @@ impl Store {
         format: SaveFormat,
         path: &Path,
     ) -> Result<(), ImageError> {
-        let parent = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        // A device, or what already is no file, is written as it is.
-        if path.symlink_metadata().is_ok_and(|meta| !meta.is_file()) {
-            let file = File::options()
-                .write(true)
-                .open(path)
-                .map_err(ImageError::io("open", path))?;
-            return self.save(names, format, BufWriter::with_capacity(CHUNK, file));
-        }
-        let mut file = tempfile::NamedTempFile::new_in(parent)
-            .map_err(ImageError::io("create a file in", parent))?;
-        self.save(names, format, BufWriter::with_capacity(CHUNK, &mut file))?;
-        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        file.as_file()
-            .set_permissions(readable)
-            .and_then(|()| file.as_file().sync_all())
-            .map_err(ImageError::io("write", path))?;
-        file.persist(path)
-            .map_err(|e| ImageError::io("write", path)(e.error))?;
-        Ok(())
+        whole_file(path, |output| self.save(names, format, output))
     }
 
     /// Writes images into an OCI layout at `path`, a new or empty folder.
@@ -241,6 +219,43 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Writes a file that appears whole or not at all.
+pub(crate) fn whole_file(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), ImageError>,
+) -> Result<(), ImageError> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let failed = || ImageError::io::<io::Error>("write", path);
+    // A device, or what already is no file, is written as it is.
+    if path.symlink_metadata().is_ok_and(|meta| !meta.is_file()) {
+        let file = File::options()
+            .write(true)
+            .open(path)
+            .map_err(ImageError::io("open", path))?;
+        let mut output = BufWriter::with_capacity(CHUNK, file);
+        write(&mut output)?;
+        return output.flush().map_err(failed());
+    }
+    let mut file = tempfile::NamedTempFile::new_in(parent)
+        .map_err(ImageError::io("create a file in", parent))?;
+    {
+        let mut output = BufWriter::with_capacity(CHUNK, &mut file);
+        write(&mut output)?;
+        output.flush().map_err(failed())?;
+    }
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    file.as_file()
+        .set_permissions(readable)
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(failed())?;
+    file.persist(path)
+        .map_err(|e| ImageError::io("write", path)(e.error))?;
+    Ok(())
 }
 
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;

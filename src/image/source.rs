@@ -98,33 +98,47 @@ pub(crate) fn open_stream(
     tmp: &Path,
     limits: &Limits,
 ) -> Result<Files, ImageError> {
-    let io_error = |e: io::Error| ImageError::io("read", &name)(e);
+    let plain = plain_tar(file, seekable, &name, tmp, limits)?;
+    Files::tar(plain, name, limits)
+}
+
+/// The tar that a descriptor gives, uncompressed and to be read in any order: the file itself, or a copy in `tmp`.
+pub(crate) fn plain_tar(
+    file: File,
+    seekable: bool,
+    name: &str,
+    tmp: &Path,
+    limits: &Limits,
+) -> Result<File, ImageError> {
+    let io_error = |e: io::Error| ImageError::io("read", name)(e);
     let (compression, mut decoder) = {
         let (compression, peeked) = compress::peek(&file).map_err(io_error)?;
         if let Compression::Unsupported(format) = compression {
-            return Err(ImageError::UnsupportedCompression { name, format });
+            return Err(ImageError::UnsupportedCompression {
+                name: name.to_owned(),
+                format,
+            });
         }
         let decoder = Decoder::new(compression, peeked).map_err(io_error)?;
         (compression, decoder)
     };
     let mut start = vec![0; 512];
-    let n = compress::read_full(&mut decoder, &mut start).map_err(|e| compressed(e, &name))?;
+    let n = compress::read_full(&mut decoder, &mut start).map_err(|e| compressed(e, name))?;
     if !tarball::looks_like_tar(&start[..n]) {
         let why = match n {
             0 => "it is empty",
             _ => "it is neither a folder nor a tar, plain or compressed with gzip or zstd",
         };
         return Err(ImageError::NotAnImage {
-            name,
+            name: name.to_owned(),
             why: why.to_owned(),
         });
     }
     if compression == Compression::Plain && seekable {
         drop(decoder);
-        return Files::tar(file, name, limits);
+        return Ok(file);
     }
-    let spooled = spool(&start[..n], &mut decoder, &name, tmp, limits)?;
-    Files::tar(spooled, name, limits)
+    spool(&start[..n], &mut decoder, name, tmp, limits)
 }
 
 /// Copies the rest of an archive into a file without a name, which dies with the process.

@@ -21,6 +21,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 pub use node::PathNode;
+pub(crate) use tree::to_stat;
 
 /// A point in time: seconds since the epoch (negative before 1970) and nanoseconds below 1e9.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -69,7 +69,7 @@ pub(super) fn path_node(node: &Node) -> io::Result<&Arc<PathNode>> {
 }
 
 /// As the rest of the program sees it.
-pub(super) fn to_stat(raw: &RawStat) -> Stat {
+pub(crate) fn to_stat(raw: &RawStat) -> Stat {
     let time = |sec: i64, nsec: u64| Timestamp {
         sec,
         nsec: nsec as u32,

@@ -12,7 +12,7 @@ use super::error::MountError;
 use super::options::MountOptions;
 use super::private::{self, PrivateUpper};
 use crate::fuse::{Access, Session, Settings};
-use crate::image::{LayerGuard, Store};
+use crate::image::{ImageOrigin, LayerGuard, Store};
 use crate::layer::Layer;
 use crate::layer::dir::{DirLayer, LayerOptions};
 use crate::layer::error::UpperError;
@@ -65,6 +65,8 @@ pub(super) struct Mounted {
     pub(super) mountpoint: PathBuf,
     /// What is mounted, for people.
     pub(super) source: String,
+    /// The image, where it is one.
+    pub(super) image: Option<ImageOrigin>,
     /// Topmost first.
     pub(super) layers: Vec<PathBuf>,
     pub(super) upper: Option<PathBuf>,
@@ -99,6 +101,8 @@ struct Sources {
     lowers: Vec<PathBuf>,
     /// They were unpacked here: no metacopies, and whiteouts in the kernel's form alone.
     unpacked: bool,
+    /// The image, where it is one.
+    image: Option<ImageOrigin>,
     /// Keeps them from being removed.
     guard: Option<LayerGuard>,
 }
@@ -235,6 +239,7 @@ fn compose_within(
         union,
         mountpoint,
         source: sources.name,
+        image: sources.image,
         layers: lowers.into_iter().map(|place| place.path).collect(),
         upper: uppers.into_iter().next().map(|place| place.path),
         private,
@@ -251,6 +256,7 @@ fn sources(request: &MountRequest) -> Result<Sources, MountError> {
             },
             lowers: request.options.lowers.clone(),
             unpacked: false,
+            image: None,
             guard: None,
         }),
         Source::Image(image) => {
@@ -260,6 +266,7 @@ fn sources(request: &MountRequest) -> Result<Sources, MountError> {
                 name: prepared.name,
                 lowers: prepared.layers,
                 unpacked: true,
+                image: Some(prepared.origin),
                 guard: Some(prepared.guard),
             })
         }

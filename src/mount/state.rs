@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::MountError;
 use super::runtime;
+use crate::image::ImageOrigin;
 use crate::sys::mount::{FS_TYPE, MountEntry, mount_table, mount_table_of, unmount as sys_unmount};
 
 /// How long a daemon may take to end after its mount is gone; discarding a large upper takes its time.
@@ -56,6 +57,9 @@ pub struct Record {
     pub mountpoint: PathBuf,
     /// The image, or how the mount calls itself.
     pub source: String,
+    /// The image, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageOrigin>,
     /// Topmost first.
     pub layers: Vec<String>,
     /// Where changes go.
@@ -393,6 +397,7 @@ mod tests {
             id: id.into(),
             mountpoint: PathBuf::from(OsString::from_vec(b"/a/\xff".to_vec())),
             source: "s".into(),
+            image: None,
             layers: vec!["/l".into()],
             upper: None,
             private: false,

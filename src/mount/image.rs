@@ -1,0 +1,18 @@
+//! Images made of mounts.
+
+use std::path::Path;
+
+use super::error::MountError;
+use super::state::Record;
+use crate::image::{Commit, NewImage, Store, StoredImage};
+
+/// Makes an image of what a mount shows: one layer on its image, or, of plain directories, a single layer with all of
+/// it.
+pub fn commit(record: &Record, store: &Store, new: &NewImage) -> Result<StoredImage, MountError> {
+    let what = Commit {
+        base: record.image.as_ref(),
+        upper: record.upper.as_deref().map(Path::new),
+        merged: &record.mountpoint,
+    };
+    Ok(store.commit(&what, new)?)
+}
