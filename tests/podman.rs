@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "podman/commands.rs"]
+mod commands;
 mod common;
 #[path = "podman/engine.rs"]
 mod engine;
@@ -71,7 +73,8 @@ fn base(scratch: &Scratch) -> PathBuf {
     let busybox = program::find("busybox").unwrap();
     fs::copy(busybox, root.join("bin/busybox")).unwrap();
     for applet in
-        "sh echo rm mkdir mv ln chmod chown mknod cat find sort stat md5sum cmp sleep".split(' ')
+        "sh echo rm mkdir mv ln ls chmod chown mknod cat find sort stat md5sum cmp sleep sync httpd"
+            .split(' ')
     {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
@@ -205,7 +208,7 @@ fn live(engine: &Engine, base: &Path) -> Vec<(String, String)> {
     said
 }
 
-fn same_life(user: &User) {
+fn same_life(user: &User, live: impl Fn(&Engine, &Path) -> Vec<(String, String)>) {
     let scratch = Scratch::new("podman");
     let base = base(&scratch);
     let mut lives = Vec::new();
@@ -246,7 +249,7 @@ fn podman_as_root_lives_as_on_kernel_overlayfs() {
         require!(program::find(name));
     }
     let _limit = Watchdog::new("podman", Duration::from_secs(300));
-    same_life(&User::Root);
+    same_life(&User::Root, live);
 }
 
 #[test]
@@ -265,5 +268,41 @@ fn podman_rootless_lives_as_on_kernel_overlayfs() {
     }
     let _limit = Watchdog::new("podman rootless", Duration::from_secs(300));
     let user = User::plain();
-    same_life(&user);
+    same_life(&user, live);
+}
+
+#[test]
+#[ignore = "heavy: needs podman, runc, docker-registry and busybox-static (Debian packages)"]
+fn podman_commands_as_root_print_what_they_print_on_kernel_overlayfs() {
+    require!(skip::privileged());
+    for name in ["podman", "runc", "busybox"] {
+        require!(program::find(name));
+    }
+    require!(commands::needs());
+    let _limit = Watchdog::new("podman's commands", Duration::from_secs(300));
+    let mapped = ["--uidmap", "0:100000:5000", "--gidmap", "0:100000:5000"];
+    same_life(&User::Root, |engine, base| {
+        commands::all(engine, base, &mapped)
+    });
+}
+
+#[test]
+#[ignore = "heavy: needs podman, runc, uidmap, docker-registry and busybox-static (Debian packages)"]
+fn podman_commands_rootless_print_what_they_print_on_kernel_overlayfs() {
+    require!(skip::privileged());
+    for name in [
+        "podman",
+        "runc",
+        "busybox",
+        "newuidmap",
+        "setpriv",
+        "useradd",
+    ] {
+        require!(program::find(name));
+    }
+    require!(commands::needs());
+    let _limit = Watchdog::new("podman's commands, rootless", Duration::from_secs(300));
+    same_life(&User::plain(), |engine, base| {
+        commands::all(engine, base, &["--userns=keep-id", "--user", "0"])
+    });
 }

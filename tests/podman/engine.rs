@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::mount::{MntFlags, umount2};
 use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::common::{connection, program};
 
@@ -85,6 +88,12 @@ impl Engine<'_> {
             chown(home.join(dir), Some(user.id()), Some(user.id())).unwrap();
         }
         chown(home, Some(user.id()), Some(user.id())).unwrap();
+        // By default every podman of the machine shares its locks, in memory.
+        fs::write(
+            home.join("containers.conf"),
+            "[engine]\nlock_type = \"file\"\n",
+        )
+        .unwrap();
         // The test's build directory may lie where a plain user may not look.
         let mount_program = mount_program.map(|program| {
             let copy = home.join("mount-program");
@@ -105,6 +114,33 @@ impl Engine<'_> {
     /// Runs `podman COMMAND WORDS` with what a container on a test machine needs, and returns what it printed.
     #[track_caller]
     pub(crate) fn podman(&self, command: &[&str], words: &[&str]) -> String {
+        program::must(&mut self.command(command, words), LIMIT)
+    }
+
+    /// The same for a command that may fail.
+    pub(crate) fn try_podman(&self, command: &[&str], words: &[&str]) -> program::Finished {
+        program::run(&mut self.command(command, words), LIMIT)
+    }
+
+    /// `podman exec`. Where control groups are mounted twice, podman now and then fails to remove the group of a program
+    /// that ended well; the program is then run again.
+    #[track_caller]
+    pub(crate) fn exec(&self, words: &[&str]) -> String {
+        for _ in 0..10 {
+            let finished = self.try_podman(&["exec"], words);
+            if finished.success() {
+                return finished.text;
+            }
+            assert!(
+                finished.text.contains("device or resource busy"),
+                "exec {words:?}: {}",
+                finished.tail(20)
+            );
+        }
+        panic!("exec {words:?} fails again and again");
+    }
+
+    fn command(&self, command: &[&str], words: &[&str]) -> Command {
         let mut podman = match self.user {
             User::Root => Command::new("podman"),
             User::Plain { id, .. } => {
@@ -118,6 +154,7 @@ impl Engine<'_> {
         podman.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         podman.env("HOME", self.home.join("home"));
         podman.env("XDG_RUNTIME_DIR", self.home.join("run"));
+        podman.env("CONTAINERS_CONF", self.home.join("containers.conf"));
         podman.current_dir(&self.home);
         for (option, dir) in [
             ("--root", "storage"),
@@ -148,10 +185,70 @@ impl Engine<'_> {
         if matches!(command.first(), Some(&("run" | "build"))) {
             // podman asks for more than a container's own root may have.
             let (_, files) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-            podman.args(["--network", "none", "--ulimit", "nproc=1000:1000"]);
+            if !command.contains(&"--network") {
+                podman.args(["--network", "none"]);
+            }
+            podman.args(["--ulimit", "nproc=1000:1000"]);
             podman.arg(format!("--ulimit=nofile={files}:{files}"));
         }
-        program::must(podman.args(words), LIMIT)
+        podman.args(words);
+        podman
+    }
+
+    /// What a reboot does: every process of the engine is gone, with them the mounts and what lay on a tmpfs.
+    pub(crate) fn reboot(&self) {
+        let running = self.podman(&["ps", "-q", "--no-trunc"], &[]);
+        let running: Vec<(&str, i32)> = running
+            .lines()
+            .map(|id| {
+                let pid = self.podman(&["inspect", "--format", "{{.State.Pid}}"], &[id]);
+                (id, pid.trim().parse().unwrap())
+            })
+            .collect();
+        let containers = running.iter().map(|(_, pid)| Pid::from_raw(*pid));
+        for pid in containers.chain(self.processes()) {
+            if let Err(e) = kill(pid, Signal::SIGKILL) {
+                eprintln!("kill {pid}: {e}");
+            }
+        }
+        let begin = Instant::now();
+        while !self.processes().is_empty() && begin.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let mut mounts = connection::mounts();
+        mounts.retain(|mount| mount.target.starts_with(&self.home));
+        for mount in mounts.iter().rev() {
+            umount2(&mount.target, MntFlags::MNT_DETACH).unwrap();
+        }
+        for (id, _) in running {
+            let state = Path::new("/run/runc").join(id);
+            if state.exists() {
+                fs::remove_dir_all(state).unwrap();
+            }
+        }
+        for dir in ["runroot", "tmp", "run"] {
+            let dir = self.home.join(dir);
+            fs::remove_dir_all(&dir).unwrap();
+            fs::create_dir(&dir).unwrap();
+            chown(&dir, Some(self.user.id()), Some(self.user.id())).unwrap();
+        }
+    }
+
+    /// The engine's own processes: monitors, daemons, its pause process. Their command lines speak of its home.
+    fn processes(&self) -> Vec<Pid> {
+        let home = self.home.as_os_str().as_encoded_bytes();
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap() {
+            let dir = entry.unwrap().path();
+            let Some(Ok(pid)) = dir.file_name().and_then(|n| n.to_str()).map(str::parse) else {
+                continue;
+            };
+            let line = fs::read(dir.join("cmdline")).unwrap_or_default();
+            if line.windows(home.len()).any(|part| part == home) {
+                found.push(Pid::from_raw(pid));
+            }
+        }
+        found
     }
 
     /// After the last container is gone there is neither a mount nor a daemon.
@@ -182,14 +279,15 @@ impl Engine<'_> {
 
 impl Drop for Engine<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let removed = self.try_podman(&["rm"], &["-f", "-a", "-t", "0"]);
+            eprintln!("podman rm -f -a: {}", removed.text);
+        }
         // A rootless podman leaves a process behind that keeps its namespaces.
         for name in ["tmp/pause.pid", "run/libpod/tmp/pause.pid"] {
             if let Ok(text) = fs::read_to_string(self.home.join(name))
                 && let Ok(pid) = text.trim().parse()
-                && let Err(e) = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGKILL,
-                )
+                && let Err(e) = kill(Pid::from_raw(pid), Signal::SIGKILL)
             {
                 eprintln!("kill {pid}: {e}");
             }
