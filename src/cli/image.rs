@@ -24,6 +24,10 @@ pub(super) struct ImageArgs {
 
 #[derive(Debug, Subcommand)]
 enum ImageCommand {
+    #[cfg(feature = "registry")]
+    Pull(super::pull::PullArgs),
+    #[cfg(feature = "registry")]
+    Push(super::push::PushArgs),
     Load(LoadArgs),
     Save(SaveArgs),
     Import(ImportArgs),
@@ -40,8 +44,12 @@ enum ImageCommand {
 
 impl ImageArgs {
     pub(super) fn run(self, root: Option<PathBuf>) -> Result<(), CliError> {
-        let store = Store::open(&store_root(root))?;
+        let store = Store::open(&store_root(root.clone()))?;
         match self.command {
+            #[cfg(feature = "registry")]
+            ImageCommand::Pull(arguments) => arguments.run(root),
+            #[cfg(feature = "registry")]
+            ImageCommand::Push(arguments) => arguments.run(root),
             ImageCommand::Load(arguments) => arguments.run(&store),
             ImageCommand::Save(arguments) => arguments.run(&store),
             ImageCommand::Import(arguments) => arguments.run(&store),

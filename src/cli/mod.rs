@@ -8,10 +8,20 @@ mod explain;
 mod image;
 mod image_commit;
 mod image_show;
+#[cfg(feature = "registry")]
+mod login;
 mod mount;
 mod mounts;
 mod output;
 mod program;
+#[cfg(feature = "registry")]
+mod progress;
+#[cfg(feature = "registry")]
+mod pull;
+#[cfg(feature = "registry")]
+mod push;
+#[cfg(feature = "registry")]
+mod registry;
 mod stats;
 mod umount;
 
@@ -51,6 +61,16 @@ enum Command {
     Commit(image_commit::CommitArgs),
     Import(image_commit::ImportArgs),
     Export(image_commit::ExportArgs),
+    #[cfg(feature = "registry")]
+    Pull(pull::PullArgs),
+    #[cfg(feature = "registry")]
+    Push(push::PushArgs),
+    #[cfg(feature = "registry")]
+    Login(login::LoginArgs),
+    #[cfg(feature = "registry")]
+    Logout(login::LogoutArgs),
+    #[cfg(feature = "registry")]
+    Registry(registry::RegistryArgs),
 }
 
 /// Why a command failed.
@@ -160,6 +180,16 @@ impl Cli {
             Command::Commit(arguments) => arguments.run(&store(self.root)?),
             Command::Import(arguments) => arguments.run(&store(self.root)?),
             Command::Export(arguments) => arguments.run(&store(self.root)?),
+            #[cfg(feature = "registry")]
+            Command::Pull(arguments) => arguments.run(self.root),
+            #[cfg(feature = "registry")]
+            Command::Push(arguments) => arguments.run(self.root),
+            #[cfg(feature = "registry")]
+            Command::Login(arguments) => arguments.run(),
+            #[cfg(feature = "registry")]
+            Command::Logout(arguments) => arguments.run(),
+            #[cfg(feature = "registry")]
+            Command::Registry(arguments) => arguments.run(),
         }
     }
 }

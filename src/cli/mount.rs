@@ -42,6 +42,13 @@ pub(super) struct MountArgs {
     /// Which platform of the image, such as linux/arm64
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<String>,
+    /// When to ask a registry for the image
+    #[cfg(feature = "registry")]
+    #[arg(long, value_enum, default_value_t)]
+    pull: super::pull::Policy,
+    #[cfg(feature = "registry")]
+    #[command(flatten)]
+    reach: super::registry::ReachArgs,
 }
 
 impl MountArgs {
@@ -52,7 +59,15 @@ impl MountArgs {
             Background::Daemon
         };
         let log = self.log.clone();
+        #[cfg(feature = "registry")]
+        let (policy, reach) = (self.pull, self.reach.clone());
         let request = self.request(root)?;
+        #[cfg(feature = "registry")]
+        if let Source::Image(image) = &request.source {
+            let store = crate::image::Store::open(&request.root)?;
+            let platform = request.platform.as_deref();
+            super::pull::before_mount(image, policy, platform, &reach, &store)?;
+        }
         Ok(mount::mount(&request, background, log.as_deref())?)
     }
 

@@ -10,6 +10,7 @@ use super::limits::Limits;
 use super::platform::Wanted;
 use super::reference::Reference;
 use super::resolve::Resolved;
+use super::store::LayerBytes;
 
 /// One image of a `manifest.json`.
 #[derive(Debug, Deserialize)]
@@ -81,7 +82,7 @@ fn resolve_image(
     let mut blobs = Vec::new();
     for layer in image.layers.iter().flatten() {
         let blob = files.get(layer.as_bytes())?;
-        blobs.push((None, blob, layer.clone()));
+        blobs.push((None, blob.map(LayerBytes::Section), layer.clone()));
     }
     Resolved::new(
         files.name(),

@@ -19,7 +19,7 @@ use super::platform::Wanted;
 use super::prepare::ImageOrigin;
 use super::reference::Reference;
 use super::resolve::Resolved;
-use super::store::Store;
+use super::store::{LayerBytes, Store};
 use super::time;
 use super::tree::{self, Dots};
 
@@ -131,7 +131,7 @@ impl Store {
                 .map_err(ImageError::io("open", &path))?;
             let name = layer.digest.to_string();
             let descriptor = Descriptor::new(MediaType::ImageLayer, layer.size, layer.digest);
-            blobs.push((Some(descriptor), Some(blob), name));
+            blobs.push((Some(descriptor), Some(LayerBytes::Section(blob)), name));
         }
         let image = Resolved::new(
             "the new image",

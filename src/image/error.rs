@@ -229,6 +229,21 @@ pub enum ImageError {
         /// By what, where that is known.
         by: Option<String>,
     },
+    /// A registry that cannot be used, or that refuses.
+    #[cfg(feature = "registry")]
+    #[error("{0}")]
+    Registry(#[from] super::registry::RegistryError),
+    /// An image that the store does not have and that no registry gives.
+    #[cfg(feature = "registry")]
+    #[error("no such image: {name}: it is no file or folder here, the store {} has no image of that name, and it cannot be pulled: {why}", store.display())]
+    NotPulled {
+        /// What was asked for.
+        name: String,
+        /// The root of the store.
+        store: PathBuf,
+        /// What the registry said.
+        why: String,
+    },
     /// The store was written by a program that this one does not understand.
     #[error("{} is no store of this version: {why}", path.display())]
     ForeignStore {

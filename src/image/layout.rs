@@ -11,6 +11,7 @@ use super::limits::Limits;
 use super::platform::{self, Wanted};
 use super::reference::Reference;
 use super::resolve::Resolved;
+use super::store::LayerBytes;
 
 /// The annotation under which an index keeps an image's name or tag.
 pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -195,27 +196,7 @@ impl Layout<'_> {
         if depth > MAX_DEPTH {
             return Err(self.no_image(format!("its indexes lie in one another {depth} deep")));
         }
-        let real: Vec<&Descriptor> = descriptors.iter().filter(|d| !is_attestation(d)).collect();
-        let alone = real.len() == 1;
-        let mut best: Option<(u32, &Descriptor)> = None;
-        for descriptor in &real {
-            let rank = match descriptor.platform() {
-                // Its configuration tells the platform; or, for an index, what is in it.
-                None => Some(0),
-                Some(p) => {
-                    let arch = p.architecture().to_string();
-                    wanted.rank(&p.os().to_string(), &arch, p.variant().as_deref())
-                }
-            };
-            // One manifest that is all there is will do, when no other platform was asked for.
-            let rank = rank.or((alone && depth == 0 && !wanted.explicit).then_some(u32::MAX));
-            if let Some(rank) = rank
-                && best.is_none_or(|(best, _)| rank < best)
-            {
-                best = Some((rank, descriptor));
-            }
-        }
-        let Some((_, descriptor)) = best else {
+        let Some(descriptor) = best_platform(&descriptors, wanted, depth == 0) else {
             return Err(self.no_platform(&descriptors, wanted));
         };
         let bytes = self.checked_document(descriptor, "manifest")?;
@@ -256,21 +237,7 @@ impl Layout<'_> {
     }
 
     fn no_platform(&self, descriptors: &[Descriptor], wanted: &Wanted) -> ImageError {
-        let mut have: Vec<String> = descriptors
-            .iter()
-            .filter(|d| !is_attestation(d))
-            .filter_map(|d| d.platform().as_ref().map(platform::describe))
-            .collect();
-        have.sort();
-        have.dedup();
-        if have.is_empty() {
-            return self.no_image("its index is empty");
-        }
-        ImageError::NoSuchPlatform {
-            name: self.files.name().to_owned(),
-            wanted: wanted.to_string(),
-            have,
-        }
+        no_platform(self.files.name(), descriptors, wanted)
     }
 
     /// What a manifest says, each part checked.
@@ -295,6 +262,7 @@ impl Layout<'_> {
         let mut blobs = Vec::with_capacity(manifest.layers().len());
         for layer in manifest.layers() {
             let blob = self.blob(layer, "manifest")?;
+            let blob = blob.map(LayerBytes::Section);
             blobs.push((Some(layer.clone()), blob, layer.digest().to_string()));
         }
         let explicit = bytes.explicit.clone();
@@ -354,6 +322,57 @@ impl Layout<'_> {
         let shown = self.what(format_args!("the {what} {}", descriptor.digest()));
         hash::check(&bytes, descriptor.digest(), shown)?;
         Ok(bytes)
+    }
+}
+
+/// The descriptor of an index that fits the wanted platform best. `outermost`: the index is in no other one.
+pub(crate) fn best_platform<'a>(
+    descriptors: &'a [Descriptor],
+    wanted: &Wanted,
+    outermost: bool,
+) -> Option<&'a Descriptor> {
+    let real: Vec<&Descriptor> = descriptors.iter().filter(|d| !is_attestation(d)).collect();
+    let alone = real.len() == 1;
+    let mut best: Option<(u32, &Descriptor)> = None;
+    for descriptor in real {
+        let rank = match descriptor.platform() {
+            // Its configuration tells the platform; or, for an index, what is in it.
+            None => Some(0),
+            Some(p) => {
+                let arch = p.architecture().to_string();
+                wanted.rank(&p.os().to_string(), &arch, p.variant().as_deref())
+            }
+        };
+        // One manifest that is all there is will do, when no other platform was asked for.
+        let rank = rank.or((alone && outermost && !wanted.explicit).then_some(u32::MAX));
+        if let Some(rank) = rank
+            && best.is_none_or(|(best, _)| rank < best)
+        {
+            best = Some((rank, descriptor));
+        }
+    }
+    best.map(|(_, descriptor)| descriptor)
+}
+
+/// Says that none of these is for the wanted platform; `name` is the source.
+pub(crate) fn no_platform(name: &str, descriptors: &[Descriptor], wanted: &Wanted) -> ImageError {
+    let mut have: Vec<String> = descriptors
+        .iter()
+        .filter(|d| !is_attestation(d))
+        .filter_map(|d| d.platform().as_ref().map(platform::describe))
+        .collect();
+    have.sort();
+    have.dedup();
+    if have.is_empty() {
+        return ImageError::NotAnImage {
+            name: name.to_owned(),
+            why: "its index is empty".to_owned(),
+        };
+    }
+    ImageError::NoSuchPlatform {
+        name: name.to_owned(),
+        wanted: wanted.to_string(),
+        have,
     }
 }
 

@@ -21,7 +21,7 @@ use super::platform::Wanted;
 use super::reference::Reference;
 use super::resolve::Resolved;
 use super::source::{self, Source};
-use super::store::{Keep, Store};
+use super::store::{Keep, LayerBytes, Store};
 
 impl Store {
     /// Loads all images of an archive or layout, or the one that the source names.
@@ -162,7 +162,7 @@ fn stored_names(names: &[String]) -> Result<Vec<Reference>, ImageError> {
 /// Describes the layers of an archive, which has only their bytes. Plain ones are known by their diff id already.
 fn describe_layers(image: &mut Resolved) -> Result<(), ImageError> {
     for (layer, descriptor) in image.layers.iter_mut().zip(&mut image.descriptors) {
-        let Some(section) = layer.blob.clone() else {
+        let Some(LayerBytes::Section(section)) = layer.blob.clone() else {
             continue;
         };
         if descriptor.is_some() {

@@ -27,10 +27,13 @@ mod layout;
 mod limits;
 mod load;
 mod lock;
+mod partial;
 mod platform;
 mod prepare;
 mod prune;
 mod reference;
+#[cfg(feature = "registry")]
+pub mod registry;
 mod remove;
 mod resolve;
 mod save;

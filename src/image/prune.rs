@@ -81,6 +81,7 @@ impl Store {
         }
         self.edit_index(|entries| entries.retain(|e| !gone.contains(e.digest().as_ref())))?;
         self.collect(&mut removed, None)?;
+        removed.bytes += super::partial::sweep(&self.partial())?;
         Ok(removed)
     }
 

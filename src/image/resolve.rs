@@ -3,11 +3,10 @@
 use oci_spec::image::{Descriptor, Digest, ImageConfiguration};
 
 use super::error::ImageError;
-use super::files::Section;
 use super::hash;
 use super::limits::Limits;
 use super::platform::Wanted;
-use super::store::NeededLayer;
+use super::store::{LayerBytes, NeededLayer};
 use super::unpack::LayerSource;
 
 /// An image that was found in a source.
@@ -51,7 +50,7 @@ impl Resolved {
         names: Vec<String>,
         id: Digest,
         config_bytes: Vec<u8>,
-        blobs: Vec<(Option<Descriptor>, Option<Section>, String)>,
+        blobs: Vec<(Option<Descriptor>, Option<LayerBytes>, String)>,
         manifest: Option<(Digest, String, Vec<u8>)>,
         wanted: Option<&Wanted>,
         limits: &Limits,

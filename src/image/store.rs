@@ -6,6 +6,7 @@
 //!   layers/sha256/HEX/diff                     the tree of the layer with this diff id
 //!   layers/sha256/HEX/layer.json               what it is (`LayerInfo`)
 //!   locks/NAME                                 lock files: one for each layer, one for the index, one for the blobs
+//!   partial/DIGEST                             blobs that are being fetched, or whose fetch was interrupted
 //!   tmp/PID-N                                  work in progress; locked by its owner, swept when that is dead
 //! ```
 //!
@@ -14,9 +15,10 @@
 //! no other lock, so no two processes wait for each other. Locks die with their holder.
 
 use std::collections::HashSet;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use oci_spec::image::Digest;
 use rustix::fs::{CWD, Mode};
@@ -66,8 +68,37 @@ pub(crate) struct NeededLayer {
     /// What is known of it.
     pub(crate) source: LayerSource,
     /// Its bytes; `None` where the source lacks them, which does not matter when the store has the layer already.
-    pub(crate) blob: Option<Section>,
+    pub(crate) blob: Option<LayerBytes>,
 }
+
+/// Where the bytes of a layer come from.
+#[derive(Clone, Debug)]
+pub(crate) enum LayerBytes {
+    /// A file, or a part of one.
+    Section(Section),
+    /// Somewhere that is asked for them only once the store knows that it needs them.
+    #[cfg_attr(
+        not(feature = "registry"),
+        expect(dead_code, reason = "only registries are asked")
+    )]
+    Remote(Arc<dyn RemoteBlob>),
+}
+
+/// A blob that has to be fetched. What has arrived is kept in a file of the store's filesystem, so that a fetch that was
+/// interrupted goes on where it was.
+pub(crate) trait RemoteBlob: std::fmt::Debug + Send + Sync {
+    /// Fetches it, from the first byte to the last. The caller holds the layer's lock.
+    fn open(&self) -> Result<Box<dyn Read + Send + '_>, ImageError>;
+    /// The file that holds all of it after everything was read.
+    fn file(&self) -> &Path;
+    /// The bytes were good, and the store has what it needs of them.
+    fn accepted(&self);
+    /// The bytes were not those of the blob: nothing of them is to be kept.
+    fn refuse(&self);
+}
+
+/// How many layers are fetched at once, at least.
+const FETCHES: usize = 3;
 
 impl Store {
     /// Opens the store at `root`, creating it if it is not there, and removes what killed processes left.
@@ -107,6 +138,11 @@ impl Store {
         self.ownership
     }
 
+    /// Where blobs lie that are being fetched.
+    pub(crate) fn partial(&self) -> PathBuf {
+        self.root.join("partial")
+    }
+
     pub(crate) fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
     }
@@ -122,6 +158,7 @@ impl Store {
         for dir in [
             "tmp",
             "locks",
+            "partial",
             "blobs",
             "blobs/sha256",
             "layers",
@@ -225,8 +262,11 @@ impl Store {
         let next = AtomicUsize::new(0);
         let failed = AtomicBool::new(false);
         let results = Mutex::new(Vec::new());
+        let remote = |&&i: &&usize| matches!(distinct[i].blob, Some(LayerBytes::Remote(_)));
+        // Whoever fetches waits for the network more than for a processor.
         let workers = std::thread::available_parallelism()
             .map_or(1, |n| n.get())
+            .max(FETCHES.min(missing.iter().filter(remote).count()))
             .min(missing.len());
         std::thread::scope(|scope| {
             for _ in 0..workers {
@@ -266,7 +306,7 @@ impl Store {
         Ok(self.is_ready(layer, keep)?.then_some(lock))
     }
 
-    fn is_ready(&self, layer: &NeededLayer, keep: Keep) -> Result<bool, ImageError> {
+    pub(crate) fn is_ready(&self, layer: &NeededLayer, keep: Keep) -> Result<bool, ImageError> {
         Ok(self.has_tree(layer)? && (keep == Keep::Tree || self.has_blob(layer)))
     }
 
@@ -307,7 +347,7 @@ impl Store {
     /// tree is to be made.
     fn make_layer(&self, layer: &NeededLayer, tree: bool, blob: bool) -> Result<(), ImageError> {
         let source = &layer.source;
-        let Some(section) = layer.blob.clone() else {
+        let Some(bytes) = layer.blob.clone() else {
             return Err(ImageError::MissingBlob {
                 name: source.name.clone(),
                 blob: source.diff_id.to_string(),
@@ -321,22 +361,39 @@ impl Store {
             Some(digest) if blob => Some(digest),
             _ => None,
         };
-        let reader = Tee::new(section, copied.map(|_| copy.as_path()))?;
+        // What is fetched is in a file already, which only needs its place.
+        let (reader, copy): (Box<dyn Read + Send + '_>, &Path) = match &bytes {
+            LayerBytes::Section(section) => {
+                let copy = copy.as_path();
+                let tee = Tee::new(section.clone(), copied.map(|_| copy))?;
+                (Box::new(tee), copy)
+            }
+            LayerBytes::Remote(remote) => (remote.open()?, remote.file()),
+        };
+        let refuse = |e: ImageError| {
+            if let LayerBytes::Remote(remote) = &bytes
+                && !matches!(e, ImageError::Io { .. } | ImageError::EntryIo { .. })
+            {
+                remote.refuse();
+            }
+            e
+        };
         if tree {
             let diff = new.join("diff");
             make_dir(&new, 0o755)?;
             make_dir(&diff, 0o755)?;
-            let info = unpack::unpack(reader, source, &diff, self.ownership, &self.limits)?;
+            let info = unpack::unpack(reader, source, &diff, self.ownership, &self.limits)
+                .map_err(refuse)?;
             warn_of_losses(source, &info);
             let json = serde_json::to_vec(&info).map_err(ImageError::json("layer.json"))?;
             let info_path = new.join("layer.json");
             std::fs::write(&info_path, json).map_err(ImageError::io("write", &info_path))?;
         } else {
-            unpack::check(reader, source, &self.limits)?;
+            unpack::check(reader, source, &self.limits).map_err(refuse)?;
         }
         durable::sync_filesystem(tmp.path())?;
         if let Some(digest) = copied {
-            durable::publish(&copy, &self.blob_path(digest))?;
+            durable::publish(copy, &self.blob_path(digest))?;
         }
         if tree {
             let place = self.layer_dir(&source.diff_id);
@@ -345,6 +402,9 @@ impl Store {
             }
             self.publish(&new, &place, &tmp)?;
             durable::sync_parent(&place)?;
+        }
+        if let LayerBytes::Remote(remote) = &bytes {
+            remote.accepted();
         }
         Ok(())
     }
