@@ -44,7 +44,7 @@ fn lines(explanation: &Explanation) -> Vec<String> {
         ));
     }
     if explanation.copied_up {
-        let when = explanation.copy_up_time.map(output::time);
+        let when = explanation.copy_up_time.map(crate::image::time::format);
         lines.push(match (when, &explanation.copy_up_reason) {
             (Some(when), Some(why)) => format!("  copied up at {when} by {why}"),
             _ => "  copied up by an earlier mount".to_owned(),

@@ -10,9 +10,11 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::image_commit::{CommitArgs, ExportArgs, ImportArgs};
-use super::image_show::{HistoryArgs, InspectArgs, ListArgs};
+use super::image_inspect::InspectArgs;
+use super::image_show::{HistoryArgs, ListArgs};
+use super::image_usage::UsageArgs;
 use super::{CliError, output};
-use crate::image::{Removed, SaveFormat, Store};
+use crate::image::{Filter, Removed, SaveFormat, Store};
 use crate::mount::store_root;
 
 /// Keeps, shows and moves images
@@ -40,6 +42,7 @@ enum ImageCommand {
     History(HistoryArgs),
     Prune(PruneArgs),
     Verify(VerifyArgs),
+    Df(UsageArgs),
 }
 
 impl ImageArgs {
@@ -62,6 +65,7 @@ impl ImageArgs {
             ImageCommand::History(arguments) => arguments.run(&store),
             ImageCommand::Prune(arguments) => arguments.run(&store),
             ImageCommand::Verify(arguments) => arguments.run(&store),
+            ImageCommand::Df(arguments) => arguments.run(&store),
         }
     }
 }
@@ -232,6 +236,9 @@ struct PruneArgs {
     /// Also images with a name that nothing uses
     #[arg(short, long)]
     all: bool,
+    /// Only images that fit: until=TIME, label=KEY[=VALUE], label!=KEY[=VALUE]
+    #[arg(long = "filter", value_name = "FILTER")]
+    filters: Vec<String>,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -239,7 +246,8 @@ struct PruneArgs {
 
 impl PruneArgs {
     fn run(self, store: &Store) -> Result<(), CliError> {
-        let removed = store.prune(self.all)?;
+        let filter = Filter::parse(&self.filters, store)?;
+        let removed = store.prune_filtered(self.all, &filter)?;
         if self.json {
             return Ok(output::json(&RemovedJson::from(removed))?);
         }

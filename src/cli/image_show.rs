@@ -1,13 +1,12 @@
-//! `acetate image ls`, `inspect` and `history`.
+//! `acetate image ls` and `history`.
 
 use std::collections::{HashMap, HashSet};
 
 use clap::Args;
 use serde::Serialize;
-use serde_json::Value;
 
 use super::{CliError, output};
-use crate::image::{Reference, Store, StoredImage};
+use crate::image::{Filter, Reference, Store, StoredImage, time};
 
 /// Lists images
 #[derive(Args, Debug)]
@@ -21,6 +20,12 @@ pub(super) struct ListArgs {
     /// Whole ids
     #[arg(long)]
     no_trunc: bool,
+    /// Show the digests of manifests
+    #[arg(long)]
+    digests: bool,
+    /// Only images that fit: dangling=BOOL, label=KEY[=VALUE], reference=PATTERN, until=TIME, before=IMAGE, since=IMAGE
+    #[arg(short, long = "filter", value_name = "FILTER")]
+    filters: Vec<String>,
     /// Only images of this name, with any tag, or of this reference
     name: Option<String>,
 }
@@ -42,8 +47,9 @@ struct Line {
 
 impl ListArgs {
     pub(super) fn run(self, store: &Store) -> Result<(), CliError> {
+        let filter = Filter::parse(&self.filters, store)?;
         let images = store.images()?;
-        let lines = self.lines(store, &images)?;
+        let lines = self.lines(store, &images, &filter)?;
         if self.json {
             return Ok(output::json(&lines)?);
         }
@@ -60,8 +66,16 @@ impl ListArgs {
             let ids = lines.iter().map(id).filter(|id| seen.insert(id.clone()));
             return Ok(output::lines(ids)?);
         }
-        let head = ["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE", "SHARED"];
-        let mut rows = vec![head.map(String::from)];
+        let head = [
+            "REPOSITORY",
+            "TAG",
+            "DIGEST",
+            "IMAGE ID",
+            "CREATED",
+            "SIZE",
+            "SHARED",
+        ];
+        let mut rows = vec![self.columns(head.map(String::from))];
         for line in &lines {
             let reference = line.reference.as_deref().map(Reference::parse);
             let (name, tag) = match &reference {
@@ -69,19 +83,35 @@ impl ListArgs {
                 Some(Err(_)) => (line.reference.clone().unwrap_or_default(), "<none>".into()),
                 None => ("<none>".into(), "<none>".into()),
             };
-            rows.push([
+            rows.push(self.columns([
                 output::escape(&name),
                 output::escape(&tag),
+                line.digest.clone(),
                 id(line),
                 output::escape(&ago(line.created.as_deref())),
                 size(line.size),
                 size(line.shared),
-            ]);
+            ]));
         }
         Ok(output::table(&rows)?)
     }
 
-    fn lines(&self, store: &Store, images: &[StoredImage]) -> Result<Vec<Line>, CliError> {
+    /// The cells of a row that are asked for.
+    fn columns(&self, all: [String; 7]) -> Vec<String> {
+        let wanted = |at: &usize| *at != 2 || self.digests;
+        let cells = all.into_iter().enumerate();
+        cells
+            .filter(|(at, _)| wanted(at))
+            .map(|(_, cell)| cell)
+            .collect()
+    }
+
+    fn lines(
+        &self,
+        store: &Store,
+        images: &[StoredImage],
+        filter: &Filter,
+    ) -> Result<Vec<Line>, CliError> {
         let mut users: HashMap<&str, usize> = HashMap::new();
         for image in images {
             let distinct: HashSet<&String> = image.config.rootfs().diff_ids().iter().collect();
@@ -94,7 +124,7 @@ impl ListArgs {
             sizes.insert(diff_id, store.layer_size(diff_id)?.unwrap_or_default());
         }
         let mut lines = Vec::new();
-        for image in images {
+        for image in images.iter().filter(|image| filter.wants_image(image)) {
             let mut line = Line {
                 id: image.id.to_string(),
                 digest: image.digest.to_string(),
@@ -117,7 +147,7 @@ impl ListArgs {
             if names.is_empty() {
                 names.push(None);
             }
-            names.retain(|name| self.wants(name.as_deref()));
+            names.retain(|name| self.wants(name.as_deref()) && filter.wants_name(name.as_deref()));
             for reference in names {
                 lines.push(Line {
                     reference,
@@ -180,7 +210,7 @@ pub(super) fn size(bytes: u64) -> String {
 
 /// An RFC 3339 time as the time that has passed.
 fn ago(created: Option<&str>) -> String {
-    let Some(then) = created.and_then(seconds) else {
+    let Some(then) = created.and_then(time::parse) else {
         return created.map_or_else(|| "N/A".to_owned(), str::to_owned);
     };
     let now = std::time::SystemTime::now()
@@ -198,113 +228,6 @@ fn ago(created: Option<&str>) -> String {
     };
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {unit}{plural} ago")
-}
-
-/// Seconds since the epoch of `YYYY-MM-DDTHH:MM:SS[.fraction](Z|±HH:MM)`.
-fn seconds(text: &str) -> Option<i64> {
-    let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i64>().ok();
-    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
-    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
-    if !(1..=12).contains(&month) || !(1..=31).contains(&day) {
-        return None;
-    }
-    let zone = text
-        .get(19..)?
-        .trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());
-    let offset = match zone {
-        "Z" | "z" | "" => 0,
-        zone => {
-            let sign = if zone.starts_with('-') { -1 } else { 1 };
-            let (h, m) = (
-                zone.get(1..3)?.parse::<i64>(),
-                zone.get(4..6)?.parse::<i64>(),
-            );
-            sign * (h.ok()? * 3600 + m.ok()? * 60)
-        }
-    };
-    // Days since the epoch, in a year that begins in March so that the leap day is its last.
-    let (y, m) = if month > 2 {
-        (year, month - 3)
-    } else {
-        (year - 1, month + 9)
-    };
-    let days =
-        365 * y + y.div_euclid(4) - y.div_euclid(100) + y.div_euclid(400) + (153 * m + 2) / 5 + day
-            - 1
-            - 719_468;
-    Some(days * 86_400 + hour * 3600 + minute * 60 + second - offset)
-}
-
-/// Shows all that is known of images, as JSON
-#[derive(Args, Debug)]
-pub(super) struct InspectArgs {
-    /// References or ids
-    #[arg(value_name = "IMAGE", required = true)]
-    images: Vec<String>,
-    /// Print only what a JSON pointer leads to, such as /Config/Env/0
-    #[arg(short, long, value_name = "POINTER")]
-    format: Option<String>,
-}
-
-impl InspectArgs {
-    pub(super) fn run(self, store: &Store) -> Result<(), CliError> {
-        let mut all = Vec::new();
-        for name in &self.images {
-            all.push(description(store, &store.image(name)?)?);
-        }
-        let Some(pointer) = &self.format else {
-            let text = serde_json::to_string_pretty(&all).map_err(std::io::Error::from)?;
-            return Ok(output::line(&text)?);
-        };
-        for (value, name) in all.iter().zip(&self.images) {
-            match value.pointer(pointer) {
-                Some(Value::String(text)) => output::line(&output::escape(text))?,
-                Some(found) => output::json(found)?,
-                None => {
-                    return Err(CliError::Usage(format!(
-                        "{pointer} leads to nothing in {name}: write a JSON pointer, such as /Config/Env/0"
-                    )));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// An image in the shape of `docker inspect`, with what the store adds.
-fn description(store: &Store, image: &StoredImage) -> Result<Value, CliError> {
-    let raw: Value = serde_json::from_slice(&image.config_bytes).map_err(std::io::Error::from)?;
-    let of = |key: &str| raw.get(key).cloned().unwrap_or(Value::Null);
-    let mut layers = Vec::new();
-    let mut size = 0;
-    let diff_ids = image.config.rootfs().diff_ids();
-    for (diff_id, blob) in diff_ids.iter().zip(image.manifest.layers()) {
-        let unpacked = store.layer_size(diff_id)?;
-        size += unpacked.unwrap_or_default();
-        layers.push(serde_json::json!({
-            "DiffId": diff_id,
-            "Digest": blob.digest().to_string(),
-            "MediaType": blob.media_type().to_string(),
-            "StoredSize": blob.size(),
-            "Size": unpacked,
-        }));
-    }
-    Ok(serde_json::json!({
-        "Id": image.id.to_string(),
-        "Digest": image.digest.to_string(),
-        "RepoTags": image.references,
-        "Created": of("created"),
-        "Author": of("author"),
-        "Architecture": of("architecture"),
-        "Variant": of("variant"),
-        "Os": of("os"),
-        "Size": size,
-        "StoredSize": image.stored_size(),
-        "Config": of("config"),
-        "RootFS": {"Type": "layers", "Layers": diff_ids},
-        "Layers": layers,
-        "History": of("history"),
-    }))
 }
 
 /// Shows how an image was made, the newest step first
@@ -391,15 +314,6 @@ fn steps(store: &Store, image: &StoredImage) -> Result<Vec<Step>, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_of_images_are_understood() {
-        assert_eq!(seconds("1970-01-01T00:00:00Z"), Some(0));
-        assert_eq!(seconds("2000-02-29T12:00:00.123456789Z"), Some(951_825_600));
-        assert_eq!(seconds("2000-02-29T13:00:00+01:00"), Some(951_825_600));
-        assert_eq!(seconds("2026-13-01T00:00:00Z"), None);
-        assert_eq!(seconds("soon"), None);
-    }
 
     #[test]
     fn sizes_are_shown_as_docker_does() {

@@ -7,9 +7,12 @@ mod diff;
 mod explain;
 mod image;
 mod image_commit;
+mod image_inspect;
 mod image_show;
 #[cfg(feature = "registry")]
 mod login;
+mod image_usage;
+mod manual;
 mod mount;
 mod mounts;
 mod output;
@@ -71,6 +74,8 @@ enum Command {
     Logout(login::LogoutArgs),
     #[cfg(feature = "registry")]
     Registry(registry::RegistryArgs),
+    Completions(manual::CompletionsArgs),
+    Man(manual::ManArgs),
 }
 
 /// Why a command failed.
@@ -190,6 +195,8 @@ impl Cli {
             Command::Logout(arguments) => arguments.run(),
             #[cfg(feature = "registry")]
             Command::Registry(arguments) => arguments.run(),
+            Command::Completions(arguments) => arguments.run(),
+            Command::Man(arguments) => arguments.run(),
         }
     }
 }

@@ -47,7 +47,7 @@ impl MountsArgs {
                 record.source,
                 upper,
                 record.pid.to_string(),
-                output::time(record.since),
+                crate::image::time::format(record.since),
                 match state {
                     MountState::Mounted => "mounted",
                     MountState::Detached => "detached",

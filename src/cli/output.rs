@@ -22,21 +22,21 @@ pub(super) fn json<T: Serialize>(value: &T) -> io::Result<()> {
 }
 
 /// Columns as wide as their widest cell.
-pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> io::Result<()> {
+pub(super) fn table<R: AsRef<[String]>>(rows: &[R]) -> io::Result<()> {
     lines(layout(rows))
 }
 
-fn layout<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
-    let mut widths = [0; N];
+fn layout<R: AsRef<[String]>>(rows: &[R]) -> Vec<String> {
+    let mut widths = vec![0; rows.first().map_or(0, |row| row.as_ref().len())];
     for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
+        for (width, cell) in widths.iter_mut().zip(row.as_ref()) {
             *width = (*width).max(cell.chars().count());
         }
     }
     rows.iter()
         .map(|row| {
             let mut text = String::new();
-            for (width, cell) in widths.iter().zip(row) {
+            for (width, cell) in widths.iter().zip(row.as_ref()) {
                 text.push_str(cell);
                 text.extend(std::iter::repeat_n(' ', width - cell.chars().count() + 2));
             }
@@ -56,43 +56,9 @@ pub(super) fn escape(text: &str) -> String {
         .collect()
 }
 
-/// Seconds since the epoch as a date and time, in UTC.
-pub(super) fn time(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // The calendar of Howard Hinnant's `civil_from_days`: years begin in March, so that the leap day is the last.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_399, "2000-02-28T23:59:59Z"),
-            (951_782_400, "2000-02-29T00:00:00Z"),
-            (1_709_251_200, "2024-03-01T00:00:00Z"),
-            (4_102_444_799, "2099-12-31T23:59:59Z"),
-        ] {
-            assert_eq!(time(seconds), text);
-        }
-    }
 
     #[test]
     fn names_cannot_forge_lines() {

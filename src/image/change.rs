@@ -306,7 +306,7 @@ fn healthcheck(text: &str) -> Result<Value, String> {
 }
 
 /// A duration such as `1m30s`, in nanoseconds.
-fn nanoseconds(text: &str) -> Result<u64, String> {
+pub(super) fn nanoseconds(text: &str) -> Result<u64, String> {
     let bad = || format!("{text} is no duration: write it as 30s or 1m30s");
     let mut total = 0f64;
     let mut rest = text;

@@ -49,6 +49,14 @@ pub enum ImageError {
         /// The archive that it came from.
         path: Option<String>,
     },
+    /// A condition that cannot be understood.
+    #[error("invalid filter {filter}: {why}")]
+    InvalidFilter {
+        /// The condition.
+        filter: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// An instruction that changes no configuration.
     #[error("invalid change {change:?}: {why}")]
     InvalidChange {

@@ -2,13 +2,14 @@
 //!
 //! A name is like a hard link: the image goes with its last. A layer that a mount holds is never removed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::{Descriptor, Digest};
 
 use super::catalog::{StoredImage, name_of};
 use super::error::ImageError;
+use super::filter::Filter;
 use super::lock::{Hold, Lock, TempDir};
 use super::store::Store;
 
@@ -69,17 +70,42 @@ impl Store {
 
     /// Removes images without a name (with `all`, every image that nothing uses), and whatever no image needs.
     pub fn prune(&self, all: bool) -> Result<Removed, ImageError> {
+        self.prune_filtered(all, &Filter::default())
+    }
+
+    /// The same for those images only that a filter lets through.
+    pub fn prune_filtered(&self, all: bool, filter: &Filter) -> Result<Removed, ImageError> {
         let images = self.images()?;
         let mut removed = Removed::default();
-        let mut gone: HashSet<String> = HashSet::new();
+        let mut gone: HashMap<&str, &StoredImage> = HashMap::new();
         for image in &images {
-            if (all || image.references.is_empty()) && !self.in_use(image, &[])? {
-                gone.insert(image.digest.to_string());
-                removed.untagged.extend(image.references.iter().cloned());
-                removed.images.push(image.id.to_string());
+            let meant = (all || image.references.is_empty()) && filter.wants_image(image);
+            if meant && !self.in_use(image, &[])? {
+                gone.insert(image.digest.as_ref(), image);
             }
         }
-        self.edit_index(|entries| entries.retain(|e| !gone.contains(e.digest().as_ref())))?;
+        let mut stays: HashSet<String> = HashSet::new();
+        self.edit_index(|entries| {
+            entries.retain(|entry| {
+                let goes =
+                    gone.get(entry.digest().as_ref())
+                        .is_some_and(|image| match name_of(entry) {
+                            // A name that it was given since then is a reason to stay.
+                            Some(name) => image.references.contains(name),
+                            None => true,
+                        });
+                if !goes {
+                    stays.insert(entry.digest().to_string());
+                }
+                !goes
+            });
+        })?;
+        for image in gone.values().filter(|i| !stays.contains(i.digest.as_ref())) {
+            removed.untagged.extend(image.references.iter().cloned());
+            removed.images.push(image.id.to_string());
+        }
+        removed.untagged.sort();
+        removed.images.sort();
         self.collect(&mut removed, None)?;
         removed.bytes += super::partial::sweep(&self.partial())?;
         Ok(removed)
@@ -87,7 +113,11 @@ impl Store {
 
     /// True when somebody holds a layer of the image. A layer that one of `others` has too does not count: it stays in
     /// any case, and nobody knows for which of the images it is held.
-    fn in_use(&self, image: &StoredImage, others: &[StoredImage]) -> Result<bool, ImageError> {
+    pub(super) fn in_use(
+        &self,
+        image: &StoredImage,
+        others: &[StoredImage],
+    ) -> Result<bool, ImageError> {
         let shared: HashSet<&String> = others
             .iter()
             .filter(|other| other.digest != image.digest)
