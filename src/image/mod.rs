@@ -18,6 +18,7 @@ mod commit;
 mod compare;
 mod compress;
 mod durable;
+mod ensure;
 mod error;
 mod export;
 mod files;

@@ -14,11 +14,9 @@
 //! layer holds its lock shared; who makes or removes it, exclusively. A process that holds a lock exclusively waits for
 //! no other lock, so no two processes wait for each other. Locks die with their holder.
 
-use std::collections::HashSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use oci_spec::image::Digest;
 use rustix::fs::{CWD, Mode};
@@ -29,8 +27,7 @@ use super::error::ImageError;
 use super::files::Section;
 use super::limits::Limits;
 use super::lock::{self, Hold, Lock, TempDir};
-use super::tee::Tee;
-use super::unpack::{self, LayerInfo, LayerSource, Ownership};
+use super::unpack::{LayerInfo, LayerSource, Ownership};
 
 /// The version of the layout above that this program reads and writes.
 const VERSION: &str = "acetate store 1\n";
@@ -50,7 +47,7 @@ pub struct Store {
 #[derive(Debug, Default)]
 pub struct LayerGuard {
     /// Immutable: shared locks.
-    _locks: Vec<Lock>,
+    pub(super) _locks: Vec<Lock>,
 }
 
 /// What of a layer is to be in the store.
@@ -96,9 +93,6 @@ pub(crate) trait RemoteBlob: std::fmt::Debug + Send + Sync {
     /// The bytes were not those of the blob: nothing of them is to be kept.
     fn refuse(&self);
 }
-
-/// How many layers are fetched at once, at least.
-const FETCHES: usize = 3;
 
 impl Store {
     /// Opens the store at `root`, creating it if it is not there, and removes what killed processes left.
@@ -240,189 +234,6 @@ impl Store {
         Ok(Some(info))
     }
 
-    /// Unpacks the layers that the store lacks, several at once, and holds all of them.
-    pub(crate) fn ensure_layers(
-        &self,
-        layers: &[NeededLayer],
-        keep: Keep,
-    ) -> Result<LayerGuard, ImageError> {
-        let mut seen = HashSet::new();
-        let distinct: Vec<&NeededLayer> = layers
-            .iter()
-            .filter(|layer| seen.insert(layer.source.diff_id.to_string()))
-            .collect();
-        // Ready layers take a lock and a look each: not worth a thread.
-        let mut locks: Vec<Option<Lock>> = Vec::new();
-        for layer in &distinct {
-            locks.push(self.hold_ready(layer, keep)?);
-        }
-        let missing: Vec<usize> = (0..distinct.len())
-            .filter(|&i| locks[i].is_none())
-            .collect();
-        let next = AtomicUsize::new(0);
-        let failed = AtomicBool::new(false);
-        let results = Mutex::new(Vec::new());
-        let remote = |&&i: &&usize| matches!(distinct[i].blob, Some(LayerBytes::Remote(_)));
-        // Whoever fetches waits for the network more than for a processor.
-        let workers = std::thread::available_parallelism()
-            .map_or(1, |n| n.get())
-            .max(FETCHES.min(missing.iter().filter(remote).count()))
-            .min(missing.len());
-        std::thread::scope(|scope| {
-            for _ in 0..workers {
-                scope.spawn(|| {
-                    while !failed.load(Ordering::Relaxed) {
-                        let Some(&i) = missing.get(next.fetch_add(1, Ordering::Relaxed)) else {
-                            break;
-                        };
-                        let result = self.ensure_layer(distinct[i], keep);
-                        failed.fetch_or(result.is_err(), Ordering::Relaxed);
-                        results
-                            .lock()
-                            .unwrap_or_else(std::sync::PoisonError::into_inner)
-                            .push((i, result));
-                    }
-                });
-            }
-        });
-        let mut results = results
-            .into_inner()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        results.sort_by_key(|&(i, _)| i);
-        for (i, result) in results {
-            locks[i] = Some(result?);
-        }
-        Ok(LayerGuard {
-            _locks: locks.into_iter().flatten().collect(),
-        })
-    }
-
-    /// Holds a layer that is there already.
-    fn hold_ready(&self, layer: &NeededLayer, keep: Keep) -> Result<Option<Lock>, ImageError> {
-        let path = self.layer_lock(&layer.source.diff_id);
-        let Some(lock) = Lock::attempt(&path, Hold::Shared)? else {
-            return Ok(None);
-        };
-        Ok(self.is_ready(layer, keep)?.then_some(lock))
-    }
-
-    pub(crate) fn is_ready(&self, layer: &NeededLayer, keep: Keep) -> Result<bool, ImageError> {
-        Ok(self.has_tree(layer)? && (keep == Keep::Tree || self.has_blob(layer)))
-    }
-
-    fn has_tree(&self, layer: &NeededLayer) -> Result<bool, ImageError> {
-        Ok(self.layer_info(&layer.source.diff_id)?.is_some())
-    }
-
-    fn has_blob(&self, layer: &NeededLayer) -> bool {
-        let blob = layer.source.blob.as_ref();
-        blob.is_some_and(|digest| self.blob_path(digest).exists())
-    }
-
-    /// Unpacks one layer, unless it is there or another process does.
-    fn ensure_layer(&self, layer: &NeededLayer, keep: Keep) -> Result<Lock, ImageError> {
-        let path = self.layer_lock(&layer.source.diff_id);
-        let mut wait = Lock::pending(&path, self.limits.wait)?;
-        loop {
-            // Others may hold it shared for as long as they like. Then the tree is there, and the blob may be added
-            // beside them.
-            if wait.attempt(Hold::Shared)? && self.has_tree(layer)? {
-                if !self.is_ready(layer, keep)? {
-                    self.make_layer(layer, false, true)?;
-                }
-                return Ok(wait.into_lock());
-            }
-            if wait.attempt(Hold::Exclusive)? {
-                if !self.has_tree(layer)? {
-                    let blob = keep == Keep::TreeAndBlob && !self.has_blob(layer);
-                    self.make_layer(layer, true, blob)?;
-                }
-            } else {
-                wait.sleep()?;
-            }
-        }
-    }
-
-    /// Reads one layer to put its tree, its blob or both into the store. The caller holds its lock, exclusively if the
-    /// tree is to be made.
-    fn make_layer(&self, layer: &NeededLayer, tree: bool, blob: bool) -> Result<(), ImageError> {
-        let source = &layer.source;
-        let Some(bytes) = layer.blob.clone() else {
-            return Err(ImageError::MissingBlob {
-                name: source.name.clone(),
-                blob: source.diff_id.to_string(),
-                by: "manifest",
-            });
-        };
-        let tmp = TempDir::new(&self.tmp())?;
-        let new = tmp.path().join("layer");
-        let copy = tmp.path().join("blob");
-        let copied = match &source.blob {
-            Some(digest) if blob => Some(digest),
-            _ => None,
-        };
-        // What is fetched is in a file already, which only needs its place.
-        let (reader, copy): (Box<dyn Read + Send + '_>, &Path) = match &bytes {
-            LayerBytes::Section(section) => {
-                let copy = copy.as_path();
-                let tee = Tee::new(section.clone(), copied.map(|_| copy))?;
-                (Box::new(tee), copy)
-            }
-            LayerBytes::Remote(remote) => (remote.open()?, remote.file()),
-        };
-        let refuse = |e: ImageError| {
-            if let LayerBytes::Remote(remote) = &bytes
-                && !matches!(e, ImageError::Io { .. } | ImageError::EntryIo { .. })
-            {
-                remote.refuse();
-            }
-            e
-        };
-        if tree {
-            let diff = new.join("diff");
-            make_dir(&new, 0o755)?;
-            make_dir(&diff, 0o755)?;
-            let info = unpack::unpack(reader, source, &diff, self.ownership, &self.limits)
-                .map_err(refuse)?;
-            warn_of_losses(source, &info);
-            let json = serde_json::to_vec(&info).map_err(ImageError::json("layer.json"))?;
-            let info_path = new.join("layer.json");
-            std::fs::write(&info_path, json).map_err(ImageError::io("write", &info_path))?;
-        } else {
-            unpack::check(reader, source, &self.limits).map_err(refuse)?;
-        }
-        durable::sync_filesystem(tmp.path())?;
-        if let Some(digest) = copied {
-            durable::publish(copy, &self.blob_path(digest))?;
-        }
-        if tree {
-            let place = self.layer_dir(&source.diff_id);
-            if let Some(parent) = place.parent() {
-                make_dir(parent, 0o755)?;
-            }
-            self.publish(&new, &place, &tmp)?;
-            durable::sync_parent(&place)?;
-        }
-        if let LayerBytes::Remote(remote) = &bytes {
-            remote.accepted();
-        }
-        Ok(())
-    }
-
-    /// Renames a layer to its place. What lies there has no `layer.json`, so it is damaged: it makes room.
-    fn publish(&self, new: &Path, place: &Path, tmp: &TempDir) -> Result<(), ImageError> {
-        match rustix::fs::renameat(CWD, new, CWD, place) {
-            Ok(()) => Ok(()),
-            Err(Errno::NOTEMPTY | Errno::EXIST) => {
-                log::warn!("{} is incomplete and is replaced", place.display());
-                rustix::fs::renameat(CWD, place, CWD, tmp.path().join("damaged"))
-                    .and_then(|()| rustix::fs::renameat(CWD, new, CWD, place))
-                    .map_err(ImageError::io("replace", place))
-            }
-            Err(e) => Err(ImageError::io("create", place)(e)),
-        }
-    }
-
     /// A layer without entries, for an image that has none.
     pub(crate) fn empty_layer(&self) -> Result<PathBuf, ImageError> {
         let path = self.root.join("layers/empty");
@@ -431,29 +242,10 @@ impl Store {
     }
 }
 
-fn make_dir(path: &Path, mode: u32) -> Result<(), ImageError> {
+/// Makes a directory, unless it is there.
+pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<(), ImageError> {
     match rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(mode)) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(e) => Err(ImageError::io("create", path)(e)),
-    }
-}
-
-fn warn_of_losses(source: &LayerSource, info: &LayerInfo) {
-    let mut losses = Vec::new();
-    if !info.devices.is_empty() {
-        losses.push(format!("{} devices", info.devices.len()));
-    }
-    if !info.xattrs.is_empty() {
-        losses.push(format!("{} extended attributes", info.xattrs.len()));
-    }
-    if info.squashed > 0 {
-        losses.push(format!("the owners of {} entries", info.squashed));
-    }
-    if !losses.is_empty() {
-        log::warn!(
-            "{}: without the privilege for it, left out: {}",
-            source.name,
-            losses.join(", ")
-        );
     }
 }
