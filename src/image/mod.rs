@@ -32,6 +32,8 @@ mod lock;
 mod partial;
 mod platform;
 mod prepare;
+#[doc(hidden)]
+pub mod probe;
 mod prune;
 mod reference;
 #[cfg(feature = "registry")]

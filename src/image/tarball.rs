@@ -68,6 +68,8 @@ pub(crate) trait Source: BufRead {
     }
 }
 
+impl Source for &[u8] {}
+
 /// A region of a sparse file that has data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Region {
@@ -540,8 +542,6 @@ fn pax_time(text: &str) -> Result<Timestamp, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    impl Source for &[u8] {}
 
     #[test]
     fn times_before_1970_round_down() {

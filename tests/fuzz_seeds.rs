@@ -1,0 +1,122 @@
+//! The seeds of the fuzz targets, and whatever they found: each input through the readers that its target tries.
+//!
+//! `cargo fuzz` is not needed here. A seed that is an image has to be read as one, so that a reader which refuses
+//! everything is noticed.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::path::{Path, PathBuf};
+
+use acetate::image::{ImageError, probe};
+
+/// The inputs of one target, by file name.
+fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fuzz/seeds")
+        .join(target);
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(&dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    paths.sort();
+    assert!(!paths.is_empty(), "{} is empty", dir.display());
+    paths
+        .into_iter()
+        .map(|path| {
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            (name, std::fs::read(path).unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn layers_are_read_and_unpacked_twice_alike() {
+    // Entries of the tar; none for what is no tar by itself. Those below the line are refused when unpacked.
+    let known = [
+        ("gnu", 3),
+        ("links", 6),
+        ("pax", 4),
+        ("replaced", 8),
+        ("sparse-gnu", 1),
+        ("sparse-v00", 1),
+        ("sparse-v01", 1),
+        ("sparse-v10", 1),
+        ("tree", 8),
+        ("whiteouts", 8),
+        ("escape", 1),
+        ("through", 2),
+    ];
+    let mut met = 0;
+    for (name, bytes) in seeds("layer") {
+        let entries = probe::layer(&bytes);
+        let decoded = probe::compressed(&bytes, 1 << 20);
+        if name.ends_with(".gz") || name.ends_with(".zst") {
+            assert!(decoded.unwrap() > 2000, "{name}");
+            continue;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("inner");
+        std::fs::create_dir(&inner).unwrap();
+        let unpacked = probe::unpack(&bytes, &inner);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "{name}");
+        assert!(!matches!(unpacked, Ok(Some(_))), "{name}: {unpacked:?}");
+        if let Some((_, expected)) = known.iter().find(|(known, _)| *known == name) {
+            met += 1;
+            assert_eq!(entries.unwrap(), *expected, "{name}");
+            let refused = matches!(name.as_str(), "escape" | "through");
+            assert_eq!(unpacked.is_err(), refused, "{name}: {unpacked:?}");
+        }
+    }
+    assert_eq!(met, known.len());
+}
+
+#[test]
+fn archives_are_read() {
+    for (name, bytes) in seeds("archive") {
+        let found = probe::archive(&bytes);
+        match name.as_str() {
+            "docker.tar" | "oci.tar" => assert_eq!(found.unwrap(), 1, "{name}"),
+            "loop.tar" => assert!(found.is_err(), "{found:?}"),
+            _ => drop(found),
+        }
+    }
+}
+
+#[test]
+fn documents_are_read() {
+    for (name, bytes) in seeds("documents") {
+        let found = [
+            probe::docker_manifest(&bytes),
+            probe::oci_index(&bytes),
+            probe::oci_manifest(&bytes),
+            probe::config(&bytes),
+        ];
+        let reader = match name.as_str() {
+            "docker-manifest" => 0,
+            "index" => 1,
+            "manifest" => 2,
+            "config" | "config-full" => 3,
+            _ => continue,
+        };
+        assert_eq!(*found[reader].as_ref().unwrap(), 1, "{name}");
+    }
+    // What the probe offers is an image by its own account.
+    assert_eq!(probe::oci_index(&probe::oci_index_seed()).unwrap(), 1);
+}
+
+#[test]
+fn references_are_written_as_they_are_read() {
+    for (name, bytes) in seeds("reference") {
+        let Ok(text) = String::from_utf8(bytes) else {
+            continue;
+        };
+        match probe::reference(&text) {
+            Err(e @ ImageError::Inconsistent { .. }) => panic!("{name}: {e}"),
+            Ok(_) => assert!(!matches!(name.as_str(), "upper"), "{name}"),
+            Err(e) => assert!(
+                matches!(name.as_str(), "upper" | "ipv6") || name.len() == 40,
+                "{name}: {e}"
+            ),
+        }
+    }
+}
