@@ -254,8 +254,7 @@ pub(crate) fn all(engine: &Engine, base: &Path, mapped: &[&str]) -> Vec<(String,
         "mapped",
         engine.podman(&options, &["localhost/base:1", "sh", "-c", script]),
     );
-    let script =
-        "echo x >/data/new; echo x >>/data/file; cat /data/file; echo x >/tmp/new && cat /tmp/new";
+    let script = "exec 2>&1; echo x >/data/new; echo x >>/data/file; cat /data/file; echo x >/tmp/new && cat /tmp/new";
     step(
         "read-only",
         engine.podman(
@@ -277,6 +276,42 @@ pub(crate) fn all(engine: &Engine, base: &Path, mapped: &[&str]) -> Vec<(String,
         engine.podman(
             &["run", "--rm"],
             &["localhost/stages:1", "sh", "-c", script],
+        ),
+    );
+
+    // buildah, step by step.
+    engine.buildah(&["from", "--name", "working", "localhost/base:1"]);
+    let run = |script: &str| {
+        engine.buildah(&[
+            "run",
+            "--isolation",
+            "chroot",
+            "working",
+            "sh",
+            "-c",
+            script,
+        ])
+    };
+    run(
+        "rm -r /tree/gone; mv /tree/moved /tree/renamed; echo more >>/data/file; ln /data/file /data/link",
+    );
+    engine.buildah(&[
+        "copy",
+        "working",
+        &format!("{}/stages/Containerfile", engine.home().display()),
+        "/data/",
+    ]);
+    step(
+        "buildah",
+        run("cat /data/file; ls /data /tree /tree/renamed/sub"),
+    );
+    engine.buildah(&["commit", "-q", "--rm", "working", "localhost/working:1"]);
+    let script = "stat -c '%n %A %u:%g %h' /data/* /tree/*; cat /data/link /tree/renamed/sub/file";
+    step(
+        "built by buildah",
+        engine.podman(
+            &["run", "--rm"],
+            &["localhost/working:1", "sh", "-c", script],
         ),
     );
 
@@ -302,5 +337,6 @@ pub(crate) fn all(engine: &Engine, base: &Path, mapped: &[&str]) -> Vec<(String,
 
 /// What the commands need beside podman.
 pub(crate) fn needs() -> Result<(), String> {
-    program::find("docker-registry").map(|_| ())
+    program::find("docker-registry").and(program::find("buildah"))?;
+    Ok(())
 }

@@ -140,47 +140,45 @@ impl Engine<'_> {
         panic!("exec {words:?} fails again and again");
     }
 
-    fn command(&self, command: &[&str], words: &[&str]) -> Command {
-        let mut podman = match self.user {
-            User::Root => Command::new("podman"),
+    /// `program` with the engine's storage, as its user.
+    fn program(&self, program: &str) -> Command {
+        let mut command = match self.user {
+            User::Root => Command::new(program),
             User::Plain { id, .. } => {
-                let mut podman = Command::new("setpriv");
-                podman.args(["--reuid", &id.to_string(), "--regid", &id.to_string()]);
-                podman.args(["--clear-groups", "podman"]);
-                podman
+                let mut command = Command::new("setpriv");
+                command.args(["--reuid", &id.to_string(), "--regid", &id.to_string()]);
+                command.args(["--clear-groups", program]);
+                command
             }
         };
-        podman.env_clear();
-        podman.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-        podman.env("HOME", self.home.join("home"));
-        podman.env("XDG_RUNTIME_DIR", self.home.join("run"));
-        podman.env("CONTAINERS_CONF", self.home.join("containers.conf"));
-        podman.current_dir(&self.home);
-        for (option, dir) in [
-            ("--root", "storage"),
-            ("--runroot", "runroot"),
-            ("--tmpdir", "tmp"),
-        ] {
-            podman.arg(option).arg(self.home.join(dir));
+        command.env_clear();
+        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.env("HOME", self.home.join("home"));
+        command.env("XDG_RUNTIME_DIR", self.home.join("run"));
+        command.env("CONTAINERS_CONF", self.home.join("containers.conf"));
+        command.current_dir(&self.home);
+        for (option, dir) in [("--root", "storage"), ("--runroot", "runroot")] {
+            command.arg(option).arg(self.home.join(dir));
         }
-        podman.args([
-            "--storage-driver",
-            "overlay",
-            "--cgroup-manager",
-            "cgroupfs",
-        ]);
-        podman.args([
-            "--events-backend",
-            "file",
-            "--runtime",
-            "runc",
-            "--log-level",
-            "error",
-        ]);
+        command.args(["--storage-driver", "overlay", "--log-level", "error"]);
         if let Some(program) = &self.mount_program {
-            podman.arg("--storage-opt");
-            podman.arg(format!("overlay.mount_program={program}"));
+            command.arg("--storage-opt");
+            command.arg(format!("overlay.mount_program={program}"));
         }
+        command
+    }
+
+    /// Runs `buildah WORDS` and returns what it printed.
+    #[track_caller]
+    pub(crate) fn buildah(&self, words: &[&str]) -> String {
+        program::must(self.program("buildah").args(words), LIMIT)
+    }
+
+    fn command(&self, command: &[&str], words: &[&str]) -> Command {
+        let mut podman = self.program("podman");
+        podman.arg("--tmpdir").arg(self.home.join("tmp"));
+        podman.args(["--cgroup-manager", "cgroupfs"]);
+        podman.args(["--events-backend", "file", "--runtime", "runc"]);
         podman.args(command);
         if matches!(command.first(), Some(&("run" | "build"))) {
             // podman asks for more than a container's own root may have.
@@ -205,6 +203,7 @@ impl Engine<'_> {
                 (id, pid.trim().parse().unwrap())
             })
             .collect();
+        self.end_pause();
         let containers = running.iter().map(|(_, pid)| Pid::from_raw(*pid));
         for pid in containers.chain(self.processes()) {
             if let Err(e) = kill(pid, Signal::SIGKILL) {
@@ -234,7 +233,19 @@ impl Engine<'_> {
         }
     }
 
-    /// The engine's own processes: monitors, daemons, its pause process. Their command lines speak of its home.
+    /// A rootless podman leaves a process behind that keeps its namespaces.
+    fn end_pause(&self) {
+        for name in ["tmp/pause.pid", "run/libpod/tmp/pause.pid"] {
+            if let Ok(text) = fs::read_to_string(self.home.join(name))
+                && let Ok(pid) = text.trim().parse()
+                && let Err(e) = kill(Pid::from_raw(pid), Signal::SIGKILL)
+            {
+                eprintln!("kill {pid}: {e}");
+            }
+        }
+    }
+
+    /// The engine's own processes: monitors and daemons. Their command lines speak of its home.
     fn processes(&self) -> Vec<Pid> {
         let home = self.home.as_os_str().as_encoded_bytes();
         let mut found = Vec::new();
@@ -283,14 +294,6 @@ impl Drop for Engine<'_> {
             let removed = self.try_podman(&["rm"], &["-f", "-a", "-t", "0"]);
             eprintln!("podman rm -f -a: {}", removed.text);
         }
-        // A rootless podman leaves a process behind that keeps its namespaces.
-        for name in ["tmp/pause.pid", "run/libpod/tmp/pause.pid"] {
-            if let Ok(text) = fs::read_to_string(self.home.join(name))
-                && let Ok(pid) = text.trim().parse()
-                && let Err(e) = kill(Pid::from_raw(pid), Signal::SIGKILL)
-            {
-                eprintln!("kill {pid}: {e}");
-            }
-        }
+        self.end_pause();
     }
 }
