@@ -7,7 +7,7 @@ use clap::Args;
 use super::{CliError, output};
 use crate::mount;
 
-/// Lists what a mount changes against its layers: A added, C changed, D deleted
+/// Lists what a mount changes against its layers: A added, C changed, D deleted; (partial) where only some blocks were copied up
 #[derive(Args, Debug)]
 pub(super) struct DiffArgs {
     /// Where it is mounted
@@ -24,9 +24,14 @@ impl DiffArgs {
         if self.json {
             return Ok(output::json(&changes)?);
         }
-        let lines = changes
-            .iter()
-            .map(|change| format!("{:?} {}", change.kind, output::escape(&change.path)));
+        let lines = changes.iter().map(|change| {
+            let partial = change.missing.map_or("", |_| " (partial)");
+            format!(
+                "{:?} {}{partial}",
+                change.kind,
+                output::escape(&change.path)
+            )
+        });
         Ok(output::lines(lines)?)
     }
 }

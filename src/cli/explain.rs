@@ -50,6 +50,18 @@ fn lines(explanation: &Explanation) -> Vec<String> {
             _ => "  copied up by an earlier mount".to_owned(),
         });
     }
+    if let Some(partial) = &explanation.partial {
+        lines.push(match &partial.unusable {
+            Some(why) => format!(
+                "  copied up by blocks, and unusable: {}",
+                output::escape(why)
+            ),
+            None => format!(
+                "  copied up by blocks: {} of {} bytes are still those of the lower",
+                partial.missing, partial.of
+            ),
+        });
+    }
     lines
 }
 
@@ -72,6 +84,11 @@ mod tests {
             copy_up_time: Some(0),
             copy_up_reason: Some("chmod".into()),
             copy_up_bytes: Some(0),
+            partial: Some(crate::union::PartialWord {
+                missing: 4096,
+                of: 8192,
+                unusable: None,
+            }),
             copy_up_us: Some(9),
         };
         assert_eq!(
@@ -79,7 +96,8 @@ mod tests {
             [
                 "/a",
                 "  layer 0 /u: file, shown",
-                "  copied up at 1970-01-01T00:00:00Z by chmod"
+                "  copied up at 1970-01-01T00:00:00Z by chmod",
+                "  copied up by blocks: 4096 of 8192 bytes are still those of the lower"
             ]
         );
     }

@@ -3,6 +3,7 @@
 //! Exit codes: 0 when it was done, 1 when it failed, 2 when it was asked wrongly.
 
 mod bench;
+mod complete;
 mod diff;
 mod explain;
 mod image;
@@ -56,6 +57,7 @@ enum Command {
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
     Mounts(mounts::MountsArgs),
+    Complete(complete::CompleteArgs),
     Diff(diff::DiffArgs),
     Explain(explain::ExplainArgs),
     Stats(stats::StatsArgs),
@@ -177,6 +179,7 @@ impl Cli {
             Command::Mount(arguments) => arguments.run(self.root),
             Command::Umount(arguments) => arguments.run(self.root),
             Command::Mounts(arguments) => arguments.run(self.root),
+            Command::Complete(arguments) => arguments.run(),
             Command::Diff(arguments) => arguments.run(),
             Command::Explain(arguments) => arguments.run(),
             Command::Stats(arguments) => arguments.run(),

@@ -67,6 +67,13 @@ impl StatsArgs {
                 stats.copy_up_data, stats.copy_up_bytes, stats.copy_up_meta
             ),
             format!(
+                "copied up by blocks: {}, of which {} are whole by now; {} lack {} bytes",
+                stats.copy_up_partial,
+                stats.partial_completed,
+                stats.partial_files,
+                stats.partial_missing
+            ),
+            format!(
                 "opened: {} served by the kernel, {} by requests",
                 stats.passthrough_opens, stats.cached_opens
             ),
@@ -97,6 +104,10 @@ fn difference(before: &StatsSnapshot, after: &StatsSnapshot) -> StatsSnapshot {
         copy_up_data: after.copy_up_data - before.copy_up_data,
         copy_up_meta: after.copy_up_meta - before.copy_up_meta,
         copy_up_bytes: after.copy_up_bytes - before.copy_up_bytes,
+        copy_up_partial: after.copy_up_partial - before.copy_up_partial,
+        partial_completed: after.partial_completed - before.partial_completed,
+        partial_files: after.partial_files,
+        partial_missing: after.partial_missing,
         passthrough_opens: after.passthrough_opens - before.passthrough_opens,
         cached_opens: after.cached_opens - before.cached_opens,
         inodes: after.inodes,

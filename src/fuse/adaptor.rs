@@ -293,7 +293,8 @@ impl Filesystem for Adaptor {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.serve(Op::Read, |union| {
+        let long = self.shared.union.may_wait(handle.0);
+        self.serve_long(Op::Read, long, move |union| {
             BUFFER.with_borrow_mut(|buffer| {
                 let size = size as usize;
                 if buffer.len() < size {
@@ -320,18 +321,25 @@ impl Filesystem for Adaptor {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let how = union::WriteFlags {
+            kill_priv: write_flags
+                .contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+                .then(|| caller(request)),
+            cached: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
+            append: flags.0 & libc::O_APPEND != 0,
+        };
+        let answer = |reply: ReplyWrite, written: Result<usize>| match written {
+            Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
+            Err(e) => reply.error(errno(&e)),
+        };
+        if self.shared.union.may_wait(handle.0) {
+            let data = data.to_vec();
+            return self.serve_long(Op::Write, true, move |union| {
+                answer(reply, union.write(handle.0, offset, &data, how));
+            });
+        }
         self.serve(Op::Write, |union| {
-            let how = union::WriteFlags {
-                kill_priv: write_flags
-                    .contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
-                    .then(|| caller(request)),
-                cached: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
-                append: flags.0 & libc::O_APPEND != 0,
-            };
-            match union.write(handle.0, offset, data, how) {
-                Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
-                Err(e) => reply.error(errno(&e)),
-            }
+            answer(reply, union.write(handle.0, offset, data, how));
         });
     }
 

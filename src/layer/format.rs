@@ -3,9 +3,11 @@
 //! The kernel's forms are those of its overlayfs documentation; `.wh.` names are those of AUFS and of image layers;
 //! `override_stat` is that of fuse-overlayfs and containers/storage.
 
+mod block_map;
 mod handle;
 mod marks;
 mod override_stat;
+mod partial;
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -13,10 +15,12 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use super::upper::Namespace;
 
+pub use block_map::BlockMap;
 pub(super) use handle::{decode_handle, encode_handle, ino_in_handle};
 pub(super) use marks::{MarkNames, mark_name, mark_value, read_marks, whiteout_name};
 pub use override_stat::OverrideStat;
 pub(super) use override_stat::{OverrideValue, OverrideXattr};
+pub use partial::{PartialError, PartialRecord};
 
 /// Prefix of a whiteout that is an entry beside what it hides.
 pub(super) const DOT_WHITEOUT: &[u8] = b".wh.";

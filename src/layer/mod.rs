@@ -139,6 +139,9 @@ pub struct Marks {
     pub nlink: Option<String>,
     /// Directories: some entries have an origin, so `d_ino` needs a lookup each.
     pub impure: bool,
+    /// With `metacopy`: some of the file's blocks are here after all, as this says (see
+    /// [`format::PartialRecord`]). Without it a remainder that says nothing.
+    pub partial: Option<Vec<u8>>,
 }
 
 /// A file handle in the form the kernel's overlayfs stores (`struct ovl_fb`: version, magic, length,

@@ -279,7 +279,7 @@ impl Tree {
     pub(super) fn lower_marks(&self, node: &PathNode, stat: &Stat) -> io::Result<Marks> {
         if stat.is_dir() {
             self.marks(node, true)
-        } else if self.metacopy && may_be_metacopy(stat) {
+        } else if self.metacopy && (may_be_metacopy(stat) || may_be_partial(stat)) {
             self.marks(node, false)
         } else {
             Ok(Marks::default())
@@ -465,6 +465,11 @@ impl Tree {
             name_to_handle(dir, path)
         })
     }
+}
+
+/// How many of a partial file's blocks are allocated tells nothing; but the smallest are larger than a block.
+fn may_be_partial(stat: &Stat) -> bool {
+    stat.is_file() && stat.size > 4096
 }
 
 /// A metacopy has a size but no data. Its xattrs may lie in a block of their own, which counts as one of the file's.

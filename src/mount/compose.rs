@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::checks::{self, Place, Role};
 use super::error::MountError;
-use super::options::MountOptions;
+use super::options::{MountOptions, Partial};
 use super::private::{self, PrivateUpper};
 use crate::fuse::{Access, Session, Settings};
 use crate::image::{ImageOrigin, LayerGuard, Store};
@@ -18,6 +18,7 @@ use crate::layer::dir::{DirLayer, LayerOptions};
 use crate::layer::error::UpperError;
 use crate::layer::fdcache::FdCache;
 use crate::layer::owners::{OwnerShift, Shifted};
+use crate::layer::upper::ask_to_yield;
 use crate::layer::upper::{Namespace, Upper, UpperOptions};
 use crate::sys::caps;
 use crate::sys::fusedev;
@@ -28,6 +29,9 @@ use crate::union::{Params, Union};
 
 /// How long the daemon of a mount that is gone may take to let go of its upper.
 const LET_GO: Duration = Duration::from_secs(1);
+
+/// Files of more bytes than this are copied up by blocks.
+const PARTIAL: u64 = 1 << 20;
 
 /// What is to be mounted.
 #[derive(Clone, Debug, PartialEq)]
@@ -214,6 +218,7 @@ fn compose_within(
         let mut params = params(options, settings, upper.is_none());
         // What is thrown away with the mount, also after a crash, need not be durable.
         params.no_sync |= private.is_some();
+        params.partial = partial(options, rights, upper.is_some());
         let union = Arc::new(Union::new(layers, upper, params)?);
         let session = connect(
             request,
@@ -311,13 +316,8 @@ fn open_upper(
     let [upper, work] = uppers else {
         return Ok(None);
     };
-    let namespace = if rights.initial && !options.userxattr {
-        Namespace::Trusted
-    } else {
-        Namespace::User
-    };
     let upper_options = UpperOptions {
-        namespace,
+        namespace: namespace(options, rights),
         volatile: options.volatile || private,
         override_stat: options.override_stat,
     };
@@ -332,6 +332,10 @@ fn open_upper(
         match opened {
             // umount(2) does not wait for the daemon, and an engine mounts again right after it.
             Err(UpperError::InUse(..)) if begin.elapsed() < LET_GO => {
+                // It may still be completing what was copied up by blocks.
+                if let Err(e) = ask_to_yield(&work.path) {
+                    log::info!("{}: {e}", work.path.display());
+                }
                 std::thread::sleep(Duration::from_millis(5));
             }
             opened => return Ok(Some(opened?)),
@@ -388,11 +392,30 @@ fn settings(options: &MountOptions, passthrough: bool, stacked: bool) -> Setting
     }
 }
 
+/// Files that are copied up by blocks, unless asked otherwise, where any other reader knows them by `trusted.` xattrs.
+fn partial(options: &MountOptions, rights: Rights, upper: bool) -> Option<u64> {
+    match options.partial {
+        _ if !upper => None,
+        Some(Partial::Off) => None,
+        Some(Partial::Above(size)) => Some(size),
+        None => (namespace(options, rights) == Namespace::Trusted).then_some(PARTIAL),
+    }
+}
+
+fn namespace(options: &MountOptions, rights: Rights) -> Namespace {
+    if rights.initial && !options.userxattr {
+        Namespace::Trusted
+    } else {
+        Namespace::User
+    }
+}
+
 fn params(options: &MountOptions, settings: Settings, no_upper: bool) -> Params {
     let default = Params::default();
     Params {
         redirect_dir: options.redirect_dir.unwrap_or(RedirectDir::On),
         metacopy: options.metacopy.unwrap_or(default.metacopy),
+        partial: None,
         index: options.index.unwrap_or(default.index),
         no_sync: options.volatile || options.fsync == Some(false),
         noacl: options.noacl,

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::error::MountError;
 use super::state::{self, Found, Record};
 use crate::fuse::Counters;
-use crate::union::{Change, Explanation, StatsSnapshot, Union};
+use crate::union::{Change, Completed, Explanation, StatsSnapshot, Union};
 
 /// A client that says nothing must not keep others waiting.
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
@@ -32,6 +32,8 @@ enum Question {
     Diff,
     /// The path from the mount's root, as bytes.
     Explain(Vec<u8>),
+    /// The same.
+    Complete(Vec<u8>),
 }
 
 /// What is answered: one of the two.
@@ -86,10 +88,18 @@ impl Control {
             .name("control".into())
             .spawn(move || {
                 for client in listener.incoming() {
-                    let answered =
-                        client.and_then(|client| answer(client, &info, &union, &counters));
-                    if let Err(e) = answered {
-                        log::debug!("a question was not answered: {e}");
+                    let (info, union) = (info.clone(), union.clone());
+                    let counters = counters.clone();
+                    // On a thread of its own: a completion takes its time.
+                    let started = thread::Builder::new().name("answer".into()).spawn(move || {
+                        let answered =
+                            client.and_then(|client| answer(client, &info, &union, &counters));
+                        if let Err(e) = answered {
+                            log::debug!("a question was not answered: {e}");
+                        }
+                    });
+                    if let Err(e) = started {
+                        log::warn!("a question was not answered: {e}");
                     }
                 }
             })?;
@@ -130,6 +140,11 @@ fn answer(
             let path = Path::new(std::ffi::OsStr::from_bytes(&path));
             to_json(union.explain(path))?
         }
+        (Question::Complete(path), Some(union)) => {
+            use std::os::unix::ffi::OsStrExt;
+            let path = Path::new(std::ffi::OsStr::from_bytes(&path));
+            to_json(union.complete(path, &|| false))?
+        }
     };
     text.push(b'\n');
     (&client).write_all(&text)
@@ -152,7 +167,12 @@ fn put<T: for<'de> Deserialize<'de>>(
     let path = state::socket_path(&found.dir, &found.record.id);
     let asked = || -> io::Result<Answer<T>> {
         let mut stream = by_descriptor(&path, |path| UnixStream::connect(path))?;
-        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+        // Completing may have to copy any amount.
+        let limit = match question {
+            Question::Complete(_) => None,
+            _ => Some(ANSWER_LIMIT),
+        };
+        stream.set_read_timeout(limit)?;
         let mut text = serde_json::to_vec(question)?;
         text.push(b'\n');
         stream.write_all(&text)?;
@@ -187,5 +207,16 @@ pub fn explain(path: &Path) -> Result<Explanation, MountError> {
         &found,
         path,
         &Question::Explain(inside.as_os_str().as_bytes().to_vec()),
+    )
+}
+
+/// Copies the rest of a file that was copied up by blocks, or of all of a mount where `path` is its mountpoint.
+pub fn complete(path: &Path) -> Result<Completed, MountError> {
+    use std::os::unix::ffi::OsStrExt;
+    let (found, inside) = state::living_around(path)?;
+    put(
+        &found,
+        path,
+        &Question::Complete(inside.as_os_str().as_bytes().to_vec()),
     )
 }

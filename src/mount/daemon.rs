@@ -7,10 +7,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{SigSet, Signal};
 
+use super::completing::{self, Completing};
 use super::compose::{MountRequest, Mounted, compose, prepare};
 use super::control::{Control, Info};
 use super::error::MountError;
 use super::log::Log;
+use super::options::Complete;
 use super::state::{Record, Registration};
 use super::{private, runtime};
 use crate::sys::daemon::{
@@ -130,7 +132,10 @@ fn serve(
         log::warn!("the mount cannot be asked anything, as there is no place for its socket: {e}");
     }
     match start(request, &id) {
-        Ok((mounted, signals)) => run(mounted, id, dir, log, signals, starter),
+        Ok((mounted, signals)) => {
+            let complete = request.options.complete;
+            run(mounted, id, dir, log, (signals, complete), starter)
+        }
         Err(e) => {
             // The starter is told.
             log.remove();
@@ -155,7 +160,7 @@ fn run(
     id: String,
     runtime: Option<&Path>,
     log: Log,
-    signals: SigSet,
+    (signals, complete): (SigSet, Option<Complete>),
     starter: Option<Starter>,
 ) -> Result<(), MountError> {
     let Mounted {
@@ -210,6 +215,8 @@ fn run(
         .spawn(move || unmount_on(&signals, &interrupted))
         .map_err(failed)?;
 
+    let tending = Completing::start(&union, complete, private.is_some());
+
     // From here on the only files made are those of programs, whose own umask comes with each request. Any other would take
     // bits away that are set again by a call more.
     rustix::process::umask(rustix::fs::Mode::empty());
@@ -231,6 +238,10 @@ fn run(
         && let Err(e) = sys_mount::unmount(&mountpoint, true)
     {
         log::warn!("{} is left without a daemon: {e}", mountpoint.display());
+    }
+    drop(tending);
+    if private.is_none() {
+        completing::at_the_end(&union);
     }
     // The layers first: whoever waits for the mount to be gone may want to unmount what they lie on.
     drop(union);

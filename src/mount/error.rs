@@ -51,6 +51,9 @@ pub enum MountError {
     /// The layers together make no filesystem.
     #[error("{0}")]
     Union(#[from] union::Error),
+    /// What was copied up by blocks could not be completed.
+    #[error("{} has files that are only partly copied up", .0.display())]
+    Incomplete(PathBuf),
     /// There is neither an image nor a layer.
     #[error("nothing to mount: name an image, or layers by --lower or lowerdir=")]
     NothingToMount,

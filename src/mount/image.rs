@@ -9,6 +9,13 @@ use crate::image::{Commit, NewImage, Store, StoredImage};
 /// Makes an image of what a mount shows: one layer on its image, or, of plain directories, a single layer with all of
 /// it.
 pub fn commit(record: &Record, store: &Store, new: &NewImage) -> Result<StoredImage, MountError> {
+    if record.upper.is_some() {
+        // The upper is read as it lies on disk.
+        let done = super::control::complete(&record.mountpoint)?;
+        if done.left > 0 {
+            return Err(MountError::Incomplete(record.mountpoint.clone()));
+        }
+    }
     let what = Commit {
         base: record.image.as_ref(),
         upper: record.upper.as_deref().map(Path::new),

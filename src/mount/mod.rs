@@ -5,10 +5,12 @@
 //! - `private`: uppers that are thrown away;
 //! - `compose`: makes the mount;
 //! - `daemon`: the process that serves it, and what its starter is told;
+//! - `completing`: the thread that completes what was copied up by blocks;
 //! - `log`: what the daemon writes when something goes wrong;
 //! - `control`, `state`: how other processes find a mount and ask about it.
 
 mod checks;
+mod completing;
 mod compose;
 mod control;
 mod daemon;
@@ -22,11 +24,11 @@ mod runtime;
 mod state;
 
 pub use compose::{MountRequest, Source};
-pub use control::{Info, diff, explain, info, stats};
+pub use control::{Info, complete, diff, explain, info, stats};
 pub use daemon::{Background, mount};
 pub use error::{MountError, OptionError};
 pub use image::commit;
-pub use options::MountOptions;
+pub use options::{Complete, MountOptions, Partial};
 pub use private::sweep;
 pub use runtime::store_root;
 pub use state::{MountState, Record, find, list, unmount};

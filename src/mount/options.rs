@@ -37,6 +37,10 @@ pub struct MountOptions {
     pub redirect_dir: Option<RedirectDir>,
     /// `metacopy`.
     pub metacopy: Option<bool>,
+    /// `partial`.
+    pub partial: Option<Partial>,
+    /// `complete`: after how long without a change a file that was copied up by blocks is completed.
+    pub complete: Option<Complete>,
     /// `index`.
     pub index: Option<bool>,
     /// `userxattr`.
@@ -69,6 +73,30 @@ pub struct MountOptions {
     pub debug: bool,
 }
 
+/// What `partial` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Partial {
+    /// Files are copied up whole.
+    Off,
+    /// Files of more bytes than this are copied up by blocks.
+    Above(u64),
+}
+
+/// What `complete` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Complete {
+    /// Only when asked to, and at the end.
+    Off,
+    /// After this long without a change.
+    After(Duration),
+}
+
+/// A partial file is larger than a block, of which one is always copied.
+const SMALLEST_PARTIAL: u64 = 4096;
+
+/// The largest file that any filesystem has.
+const LARGEST_PARTIAL: u64 = i64::MAX as u64;
+
 impl Default for MountOptions {
     fn default() -> Self {
         MountOptions {
@@ -82,6 +110,8 @@ impl Default for MountOptions {
             allow_root: false,
             redirect_dir: None,
             metacopy: None,
+            partial: None,
+            complete: None,
             index: None,
             userxattr: false,
             volatile: false,
@@ -285,6 +315,28 @@ impl MountOptions {
                 });
             }
             "metacopy" => self.metacopy = Some(on_off(&text).ok_or_else(|| wrong("on or off"))?),
+            "partial" => {
+                self.partial = Some(match &*text {
+                    "off" => Partial::Off,
+                    _ => Partial::Above(
+                        size(&text)
+                            .filter(|size| (SMALLEST_PARTIAL..=LARGEST_PARTIAL).contains(size))
+                            .ok_or_else(|| {
+                                wrong(
+                                    "off or a size of at least 4K, such as 1048576, 64K, 1M or 2G,",
+                                )
+                            })?,
+                    ),
+                });
+            }
+            "complete" => {
+                self.complete = Some(match &*text {
+                    "off" => Complete::Off,
+                    _ => Complete::After(
+                        seconds(&text).ok_or_else(|| wrong("off or a number of seconds"))?,
+                    ),
+                });
+            }
             "index" => self.index = Some(on_off(&text).ok_or_else(|| wrong("on or off"))?),
             // Inode numbers are unique and lasting whatever the layers, so there is nothing to choose.
             "xino" if matches!(&*text, "on" | "off" | "auto") => {}
@@ -366,6 +418,9 @@ impl MountOptions {
                 Some(RedirectDir::On) | None => {}
             }
         }
+        if self.partial == Some(Partial::Off) && matches!(self.complete, Some(Complete::After(_))) {
+            return conflict("partial=off", "complete");
+        }
         if self.passthrough == Some(true) && self.writeback == Some(true) {
             return conflict("passthrough=on", "writeback=1");
         }
@@ -401,6 +456,23 @@ fn unknown(name: &str) -> OptionError {
 
 fn not_supported(name: &str, why: &'static str) -> OptionError {
     OptionError::NotSupported(name.to_owned(), why)
+}
+
+/// A number of bytes, or of units of 1024 bytes and their powers.
+fn size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "k" | "K" | "KiB" => 10,
+        "m" | "M" | "MiB" => 20,
+        "g" | "G" | "GiB" => 30,
+        "t" | "T" | "TiB" => 40,
+        _ => return None,
+    };
+    if !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 fn on_off(text: &str) -> Option<bool> {
@@ -528,6 +600,7 @@ mod tests {
             "fsync=0,writeback=0,noxattrs=0,xattr_permissions=2,noacl,static_nlink,squash_to_root",
             "allow_other,default_permissions,fsname=a b,subtype=x,debug,user=me,x-a=b,comment=c",
             "passthrough=on,passthrough_lower=never",
+            "partial=off,partial=4096,partial=4K,partial=1M,complete=0,complete=2.5,complete=off",
             "uidmapping=0:1000:1,gidmapping=0:1000:1:1:100000:65536",
         ] {
             parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
@@ -542,6 +615,10 @@ mod tests {
         assert_eq!(options.index, Some(true));
         assert_eq!(options.timeout, Some(Duration::from_millis(500)));
         assert_eq!(options.fsync, Some(false));
+        let options = parse("partial=2M,complete=5").unwrap();
+        assert_eq!(options.partial, Some(Partial::Above(2 << 20)));
+        let five = Duration::from_secs(5);
+        assert_eq!(options.complete, Some(Complete::After(five)));
         let options = parse("squash_to_uid=5,squash_to_gid=6,xattr_permissions=1").unwrap();
         assert_eq!(options.ids.squash_uid, Some(5));
         assert_eq!(options.ids.squash_gid, Some(6));
@@ -580,6 +657,18 @@ mod tests {
             ("nfs_export=on", "\"nfs_export\" is not supported"),
             ("redirect_dir=maybe", "on, off, follow or nofollow"),
             ("metacopy=1", "on or off"),
+            ("partial=0", "at least 4K"),
+            ("partial=4095", "at least 4K"),
+            ("partial=-1", "at least 4K"),
+            ("partial=1.5M", "at least 4K"),
+            ("partial=on", "at least 4K"),
+            ("partial=1X", "at least 4K"),
+            ("partial=9999999T", "at least 4K"),
+            ("partial=99999999999999999999", "at least 4K"),
+            ("partial=", "at least 4K"),
+            ("partial", "unknown mount option"),
+            ("complete=soon", "off or a number of seconds"),
+            ("partial=off,complete=5", "contradict"),
             ("timeout=soon", "a number of seconds"),
             ("timeout=-1", "a number of seconds"),
             ("uidmapping=1:2", "DISK:SHOWN:COUNT"),

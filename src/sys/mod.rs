@@ -8,6 +8,7 @@ pub mod mount;
 pub mod mount_clone;
 pub mod mountinfo;
 pub mod path_fd;
+pub mod priority;
 pub mod xattr;
 
 use std::io;

@@ -49,14 +49,22 @@ impl Union {
     fn blocks(&self, inode: &Inode, stat: &Stat) -> Result<u64> {
         let data = {
             let state = inode.state.read();
-            let is_meta = state.metacopy || (state.upper.is_none() && state.lowers.len() > 1);
+            let is_meta = state.metacopy
+                || state.partial.is_some()
+                || (state.upper.is_none() && state.lowers.len() > 1);
             if inode.is_dir() || !is_meta {
                 return Ok(stat.blocks);
             }
             state.lowers.last().cloned()
         };
         match data {
-            Some(lower) => Ok(self.stack.lower(&lower).stat(&lower.node)?.blocks),
+            // Of a partial file more may have been allocated than the lower has.
+            Some(lower) => Ok(self
+                .stack
+                .lower(&lower)
+                .stat(&lower.node)?
+                .blocks
+                .max(stat.blocks)),
             None => Ok(stat.blocks),
         }
     }
@@ -189,7 +197,13 @@ impl Union {
                     SetTime::At(at) => TimeSet::At(at),
                 })
             };
-            upper.set_times(&part.node, time(set.atime), time(set.mtime))?;
+            let (atime, mtime) = (time(set.atime), time(set.mtime));
+            match inode.partial() {
+                Some(partial) => {
+                    partial.beside_fill(|| upper.set_times(&part.node, atime, mtime))?;
+                }
+                None => upper.set_times(&part.node, atime, mtime)?,
+            }
         }
         if nothing && caller.uid != 0 {
             // What remains of a request that the kernel makes to take privileges away before a write. For root it stands
@@ -216,6 +230,9 @@ impl Union {
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
         if caller.uid != 0 {
             self.kill_priv(caller, inode)?;
+        }
+        if let Some(partial) = inode.partial() {
+            return partial.truncate(size);
         }
         Ok(self.upper()?.truncate(&part.node, size)?)
     }

@@ -138,13 +138,17 @@ impl Union {
         };
         let staged = upper.stage(stage)?;
         let mut copied = 0;
+        let mut partial = None;
         if inode.is_file() && how != Copy::NoData {
             let file = staged.file().ok_or(Error::Errno(libc::EIO))?;
             if metacopy {
                 file.set_len(stat.size)?;
             } else if stat.size > 0 {
                 let source = self.open_data(inode)?;
-                copied = copy_data(&source, file, stat.size)?;
+                partial = self.begin_partial(inode, &stat, &source, file)?;
+                if partial.is_none() {
+                    copied = copy_data(&source, file, stat.size)?;
+                }
             }
         }
         self.copy_attributes(upper, &*layer, &lower.node, &stat, &staged)?;
@@ -158,10 +162,14 @@ impl Union {
             staged.set_mark(&Mark::Metacopy(true))?;
             self.mark_data_location(inode, lower, &staged)?;
         }
+        if let Some(partial) = &partial {
+            self.mark_partial(partial, &staged)?;
+        }
         if let Some(indexed) = &indexed {
             staged.set_mark(&Mark::Nlink(Some(indexed.nlink.to_text())))?;
         }
-        if let (Some(file), false) = (staged.file(), self.params.no_sync) {
+        let ordered = partial.is_some() && upper.keeps_order();
+        if let (Some(file), false) = (staged.file(), self.params.no_sync || ordered) {
             file.sync_all()?;
         }
         if let Some(indexed) = &indexed {
@@ -192,8 +200,13 @@ impl Union {
             real_ino,
             xwhiteouts: false,
         };
+        let partial = partial.map(|begun| {
+            stats::add(&self.stats.copy_up_partial, 1);
+            begun.keep()
+        });
         Ok(self.switch_data(inode, |state| {
             state.upper = Some(part);
+            state.partial = partial;
             state.metacopy = metacopy;
             state.has_origin = origin.is_some();
             state.indexed = indexed.map(Box::new);
@@ -330,6 +343,16 @@ impl Union {
             .upper()
             .ok_or_else(|| Error::Corrupt("metacopy without an upper part".into()))?;
         let stat = upper.stat(&part.node)?;
+        if how != Copy::NoData
+            && let Some(partial) =
+                self.convert_metacopy(inode, &part, &stat, &self.open_data(inode)?)?
+        {
+            stats::add(&self.stats.copy_up_partial, 1);
+            return Ok(self.switch_data(inode, |state| {
+                state.metacopy = false;
+                state.partial = Some(partial);
+            }));
+        }
         let target = upper.open(&part.node, crate::layer::Access::Write)?;
         let file = target.as_file().ok_or(Error::Errno(libc::EIO))?;
         // A capability is taken away by writing, which is not a program's here.

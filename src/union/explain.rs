@@ -97,6 +97,7 @@ impl Union {
             copy_up_reason: event.map(|event| event.reason.to_owned()),
             copy_up_bytes: event.map(|event| event.bytes),
             copy_up_us: event.map(|event| event.took_us),
+            partial: inode.as_ref().and_then(|i| Self::partial_word(i)),
         })
     }
 
@@ -121,7 +122,7 @@ impl Union {
     }
 
     /// Walks from the root without telling the kernel of anything.
-    fn walk(&self, names: &[OsString]) -> Result<Option<Arc<Inode>>> {
+    pub(crate) fn walk(&self, names: &[OsString]) -> Result<Option<Arc<Inode>>> {
         let mut at = self.root.clone();
         for name in names {
             if !at.is_dir() {
@@ -139,7 +140,9 @@ impl Union {
         let state = inode.state.read();
         let upper = state.upper.is_some().then_some(0);
         // Of a file that was copied up whole, nothing below shows any more.
-        let whole = upper.is_some() && !inode.is_dir() && !state.metacopy;
+        // Its lower counts as long as it lacks blocks.
+        let partial = state.partial.as_ref().is_some_and(|p| !p.is_done());
+        let whole = upper.is_some() && !inode.is_dir() && !state.metacopy && !partial;
         let lowers = state.lowers.iter().filter(|_| !whole);
         let lowers = lowers.map(|l| base + l.layer as usize);
         upper.into_iter().chain(lowers).collect()
@@ -235,10 +238,11 @@ impl Union {
                 }
                 EntryKind::Node(kind) => kind,
             };
-            changes.push(change(
-                if before { ChangeKind::C } else { ChangeKind::A },
-                path,
-            ));
+            let mut change = change(if before { ChangeKind::C } else { ChangeKind::A }, path);
+            if kind == libc::S_IFREG {
+                change.missing = self.missing_of(upper, &part.node, &name)?;
+            }
+            changes.push(change);
             if kind == libc::S_IFDIR
                 && let Some(found) = self.stack.resolve(dir, &name, false, None)?
                 && let Some(upper) = &found.upper
@@ -313,6 +317,7 @@ impl Union {
     }
 
     pub(crate) fn do_stats(&self) -> StatsSnapshot {
+        let (partial_files, partial_missing) = self.partial_totals();
         StatsSnapshot {
             operations: Vec::new(),
             lookup_hits: stats::get(&self.stats.lookup_hits),
@@ -320,6 +325,10 @@ impl Union {
             copy_up_data: stats::get(&self.stats.copy_up_data),
             copy_up_meta: stats::get(&self.stats.copy_up_meta),
             copy_up_bytes: stats::get(&self.stats.copy_up_bytes),
+            copy_up_partial: stats::get(&self.stats.copy_up_partial),
+            partial_completed: stats::get(&self.stats.partial_completed),
+            partial_files,
+            partial_missing,
             passthrough_opens: stats::get(&self.stats.passthrough_opens),
             cached_opens: stats::get(&self.stats.cached_opens),
             inodes: self.table.len(),
@@ -331,6 +340,7 @@ fn change(kind: ChangeKind, path: &[OsString]) -> Change {
     Change {
         kind,
         path: display(path),
+        missing: None,
     }
 }
 
@@ -344,7 +354,7 @@ fn display(names: &[OsString]) -> String {
         .collect()
 }
 
-fn components(path: &Path) -> Result<Vec<OsString>> {
+pub(super) fn components(path: &Path) -> Result<Vec<OsString>> {
     path.components()
         .filter_map(|c| match c {
             Component::Normal(name) => Some(Ok(name.to_owned())),

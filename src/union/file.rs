@@ -164,6 +164,10 @@ impl Union {
     pub(crate) fn do_read(&self, id: HandleId, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let handle = self.handles.get(id)?;
         let file = self.real(&handle)?;
+        // Asked afterwards: a copy-up may come between.
+        if let Some(partial) = handle.inode.partial() {
+            return partial.read(offset, buf);
+        }
         Ok(file.real.read_at(buf, offset)?)
     }
 
@@ -178,6 +182,9 @@ impl Union {
         let file = self.real_for_change(&handle)?;
         if let Some(writer) = &flags.kill_priv {
             self.kill_priv(writer, &handle.inode)?;
+        }
+        if let Some(partial) = handle.inode.partial() {
+            return partial.write(offset, data);
         }
         let real = file.real.as_file().ok_or(Error::Errno(libc::EBADF))?;
         let mut done = 0;
@@ -216,6 +223,9 @@ impl Union {
         if !file.upper {
             return Ok(());
         }
+        if let Some(partial) = handle.inode.partial() {
+            return partial.sync(datasync);
+        }
         let real = file.real.as_file().ok_or(Error::Errno(libc::EBADF))?;
         if datasync {
             real.sync_data()?;
@@ -234,6 +244,9 @@ impl Union {
     ) -> Result<()> {
         let handle = self.handles.get(id)?;
         let file = self.real_for_change(&handle)?;
+        if let Some(partial) = handle.inode.partial() {
+            return partial.fallocate(offset, length, mode as u32);
+        }
         let fd = file.real.as_fd().ok_or(Error::Errno(libc::EBADF))?;
         let flags = FallocateFlags::from_bits_retain(mode as u32);
         rustix::fs::fallocate(fd, flags, offset, length).map_err(std::io::Error::from)?;
@@ -247,9 +260,13 @@ impl Union {
             return Err(Error::Errno(libc::ENOSYS));
         }
         let handle = self.handles.get(id)?;
-        let file = self.real(&handle)?;
-        let fd = file.real.as_fd().ok_or(Error::Errno(libc::EBADF))?;
         let offset = u64::try_from(offset).map_err(|_| Error::Errno(libc::ENXIO))?;
+        let file = self.real(&handle)?;
+        if let (Some(partial), libc::SEEK_DATA | libc::SEEK_HOLE) = (handle.inode.partial(), whence)
+        {
+            return partial.seek(offset, whence == libc::SEEK_DATA);
+        }
+        let fd = file.real.as_fd().ok_or(Error::Errno(libc::EBADF))?;
         let from = match whence {
             libc::SEEK_DATA => rustix::fs::SeekFrom::Data(offset),
             libc::SEEK_HOLE => rustix::fs::SeekFrom::Hole(offset),
@@ -272,6 +289,10 @@ impl Union {
         let to = self.handles.get(to)?;
         let source = self.real(&from)?;
         let target = self.real_for_change(&to)?;
+        if from.inode.partial().is_some() || to.inode.partial().is_some() {
+            // The kernel then copies by reading and writing.
+            return Err(Error::Errno(libc::EXDEV));
+        }
         let source = source.real.as_fd().ok_or(Error::Errno(libc::EBADF))?;
         let target = target.real.as_fd().ok_or(Error::Errno(libc::EBADF))?;
         let (mut source_at, mut target_at) = (from_offset, to_offset);

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use super::listing::Listing;
 use super::lock::{Rank, Ranked};
 use super::open::NodeOpen;
+use super::partial::Partial;
 use super::types::NodeId;
 use crate::layer::{Node, OverlayHandle};
 
@@ -90,6 +91,8 @@ pub(crate) struct State {
     pub upper: Option<UpperPart>,
     /// The upper file holds attributes only; the data is the last lower's.
     pub metacopy: bool,
+    /// Only some blocks of the upper file are there; the others are the last lower's.
+    pub partial: Option<Arc<Partial>>,
     /// Set at birth; never changes.
     pub lowers: Lowers,
     /// Every name that was looked up and not removed since. Directories have at most one.
@@ -201,7 +204,18 @@ impl Inode {
         self.state.read().upper.clone()
     }
 
-    /// True when the data is in the upper (or there is no data to copy).
+    /// The upper part, where it is only partly there.
+    pub(crate) fn partial(&self) -> Option<Arc<Partial>> {
+        let partial = self.state.read().partial.clone()?;
+        if !partial.is_done() {
+            return Some(partial);
+        }
+        let old = self.state.write().partial.take();
+        drop(old);
+        None
+    }
+
+    /// True when the data is in the upper, wholly or partly (or there is no data to copy).
     pub(crate) fn data_in_upper(&self) -> bool {
         let state = self.state.read();
         state.upper.is_some() && !state.metacopy

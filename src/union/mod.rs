@@ -6,7 +6,7 @@
 //! - `inode`, `table`: identity, real parts and names of a file; which of them the kernel knows by which node id;
 //! - `listing`, `readdir`: the merged entries of a directory;
 //! - `copy_up`, `dir`, `rename`: changes of the upper; `attr`, `xattr`, `acl`, `idmap`: attributes;
-//! - `open`, `file`: open files, and whether the kernel serves them by itself;
+//! - `open`, `file`: open files, and whether the kernel serves them by itself; `partial`: those that are copied up by blocks;
 //! - `explain`, `report`, `stats`: what a union tells about itself; `lock`: the order of locks.
 
 mod acl;
@@ -23,6 +23,7 @@ mod lock;
 mod namei;
 mod open;
 pub mod params;
+mod partial;
 mod readdir;
 mod rename;
 pub mod report;
@@ -43,7 +44,7 @@ use parking_lot::Mutex;
 
 pub use error::{Error, Result};
 pub use params::Params;
-pub use report::{Change, ChangeKind, Explanation, StatsSnapshot};
+pub use report::{Change, ChangeKind, Completed, Explanation, PartialWord, StatsSnapshot};
 pub use types::*;
 
 use crate::layer::upper::Upper;
@@ -76,6 +77,10 @@ pub struct Union {
     stats: stats::Counters,
     /// When and why inodes were copied up by this mount, and what it cost, by inode number. A leaf lock.
     copied: Mutex<HashMap<u64, explain::CopyUpEvent>>,
+    /// The partial files; its own lock.
+    partials: Arc<partial::Registry>,
+    /// Set once those that an earlier mount left have been found. A leaf lock.
+    partials_found: Mutex<Option<()>>,
 }
 
 struct NotifyCell(Arc<dyn Notify>);
@@ -132,6 +137,8 @@ impl Union {
             notify: OnceLock::new(),
             stats: stats::Counters::default(),
             copied: Mutex::default(),
+            partials: Arc::default(),
+            partials_found: Mutex::default(),
         })
     }
 
@@ -412,6 +419,30 @@ impl Union {
     /// Counters since the mount was made; those of single operations are the transport's.
     pub fn stats(&self) -> StatsSnapshot {
         self.do_stats()
+    }
+
+    /// Copies the rest of the file at a path, or of all files where that is the root (relative to the mount's root), that
+    /// were copied up by blocks; `stop` is asked between the steps.
+    pub fn complete(&self, path: &Path, stop: &dyn Fn() -> bool) -> Result<Completed> {
+        self.do_complete(path, stop)
+    }
+
+    /// To be called now and then by a thread that may take its time: makes durable what programs wrote to partial files,
+    /// and completes those that no program changed for as long as `quiet`, and those of which little is missing.
+    pub fn tend_partial(&self, quiet: Duration, stop: &dyn Fn() -> bool) -> Result<()> {
+        self.do_tend_partial(quiet, stop)
+    }
+
+    /// To be called when the mount is gone and the upper is kept: completes everything, unless another mount waits for the upper.
+    pub fn complete_at_end(&self) -> Result<Completed> {
+        self.do_complete_at_end()
+    }
+
+    /// Whether reading or writing by a handle may first have to copy data, which may take long.
+    pub fn may_wait(&self, handle: HandleId) -> bool {
+        self.handles
+            .get(handle)
+            .is_ok_and(|handle| handle.inode.state.read().partial.is_some())
     }
 
     fn do_readlink(&self, node: NodeId) -> Result<OsString> {

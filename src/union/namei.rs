@@ -250,13 +250,24 @@ impl Union {
     ) -> Result<(Arc<Inode>, Option<Stat>)> {
         let named_in_upper = resolved.upper.is_some();
         let identity = self.identify(&mut resolved)?;
+        let mut partial = None;
+        if resolved.metacopy
+            && let Some(upper) = &resolved.upper
+            && upper.marks.partial.is_some()
+        {
+            partial = self.attach_partial(&resolved)?;
+            resolved.metacopy = false;
+        }
         let Some(stat) = resolved.stat().copied() else {
             return Err(Error::Corrupt(format!("{name:?} is in no layer")));
         };
         let upper_ino = resolved.upper.as_ref().map(|u| u.stat.ino);
         let upper_node = resolved.upper.as_ref().map(|u| u.node.clone());
         let mut ino = identity.ino;
-        let mut state = Some(self.new_state(parent, name, resolved, identity.indexed));
+        let mut state = Some(State {
+            partial,
+            ..self.new_state(parent, name, resolved, identity.indexed)
+        });
         loop {
             let (inode, new) = self.table.find_or_insert(ino, |node| {
                 Inode::new(

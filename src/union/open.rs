@@ -135,6 +135,9 @@ impl Union {
                 self.truncate_upper(caller, &inode, 0)?;
             }
         }
+        if let Some(partial) = inode.partial() {
+            partial.usable()?;
+        }
         let opened = self.open_inode(&inode, node, flags, None, opener)?;
         if self.changes_attributes_unseen(flags)
             && let Some(notify) = self.notify.get()
@@ -278,6 +281,10 @@ impl Union {
         let Some(file) = shared.real.as_file() else {
             return Ok(false);
         };
+        if shared.upper && inode.partial().is_some() {
+            // What the kernel would read by itself lacks blocks.
+            return Ok(false);
+        }
         if shared.upper {
             // The kernel writes to the backing file as a process without CAP_FSETID, which would take suid and sgid
             // away from root's writes too; through the cache it says whose write it is.

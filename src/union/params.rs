@@ -33,6 +33,8 @@ pub struct Params {
     pub redirect_dir: RedirectDir,
     /// `metacopy`: copy up metadata alone where that is enough.
     pub metacopy: bool,
+    /// `partial`: files larger than this, in bytes, are copied up by blocks.
+    pub partial: Option<u64>,
     /// `index`: hard links of lower files stay linked across copy-up.
     pub index: bool,
     /// `volatile` or `fsync=0`: fsync does nothing.
@@ -60,6 +62,7 @@ impl Default for Params {
         Params {
             redirect_dir: RedirectDir::On,
             metacopy: false,
+            partial: None,
             index: true,
             no_sync: false,
             noacl: false,

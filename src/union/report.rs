@@ -20,6 +20,32 @@ pub struct Change {
     pub kind: ChangeKind,
     /// The path from the mount's root, with a leading `/`; bytes that are not UTF-8 are replaced.
     pub path: String,
+    /// Bytes that the upper file still lacks, where it was copied up by blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing: Option<u64>,
+}
+
+/// What is to be told of a file that was copied up by blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartialWord {
+    /// Bytes that the upper file still lacks.
+    pub missing: u64,
+    /// Of so many that the lower has.
+    pub of: u64,
+    /// Why it answers `EIO`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unusable: Option<String>,
+}
+
+/// What completing partial files did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Completed {
+    /// Files that became whole.
+    pub files: u64,
+    /// Bytes that were copied for it.
+    pub bytes: u64,
+    /// Files that are not whole yet: it was told to stop.
+    pub left: u64,
 }
 
 /// One layer's word on a path.
@@ -52,6 +78,9 @@ pub struct Explanation {
     pub copy_up_bytes: Option<u64>,
     /// How long its copy-up took in microseconds, the later copying of its data included.
     pub copy_up_us: Option<u64>,
+    /// Set where it was copied up by blocks and is not whole yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partial: Option<PartialWord>,
 }
 
 /// Counters since the mount was made.
@@ -69,6 +98,18 @@ pub struct StatsSnapshot {
     pub copy_up_meta: u64,
     /// Bytes copied by them.
     pub copy_up_bytes: u64,
+    /// Copy-ups by blocks: only what is touched is copied at first.
+    #[serde(default)]
+    pub copy_up_partial: u64,
+    /// Files of these that are whole by now.
+    #[serde(default)]
+    pub partial_completed: u64,
+    /// Files that are partly in the upper at present.
+    #[serde(default)]
+    pub partial_files: u64,
+    /// Bytes that these still lack.
+    #[serde(default)]
+    pub partial_missing: u64,
     /// Opens served by passthrough.
     pub passthrough_opens: u64,
     /// Opens served by requests.

@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 
 use super::error::{Error, Result};
 use super::inode::{LowerRef, Lowers, UpperPart};
+use crate::layer::format::PartialRecord;
 use crate::layer::upper::Upper;
 use crate::layer::{Layer, LayerLookup, Marks, Node, Opaque, Stat};
 
@@ -263,6 +264,9 @@ impl Stack {
                     } else {
                         !want_data
                     };
+                    let partial = marks.partial.as_deref().filter(|_| want_data);
+                    // A record that cannot be read leads nowhere.
+                    let record = partial.map(|p| PartialRecord::decode(p).ok());
                     let redirect = marks.redirect.clone();
                     out.metacopy = want_data;
                     out.upper = Some(ResolvedUpper {
@@ -273,7 +277,13 @@ impl Stack {
                     if stop {
                         return Ok(Some(out));
                     }
-                    if let Some(redirect) = redirect {
+                    if let Some(record) = record {
+                        let Some(record) = record else {
+                            return Ok(Some(out));
+                        };
+                        target = Target::Path(split(record.path.as_bytes())?);
+                        from = None;
+                    } else if let Some(redirect) = redirect {
                         self.check_follow(&redirect)?;
                         target = target.redirected(0, &redirect)?;
                         // The listing spoke of the name, not of where it points.
@@ -283,7 +293,8 @@ impl Stack {
             }
         }
         self.resolve_lowers(dir, target, from, want_data, &mut out)?;
-        if out.metacopy && out.lowers.is_empty() {
+        let is_partial = (out.upper.as_ref()).is_some_and(|u| u.marks.partial.is_some());
+        if out.metacopy && out.lowers.is_empty() && !is_partial {
             return Err(Error::Corrupt(format!(
                 "the data of the metacopy file {name:?} is in no lower layer"
             )));
@@ -351,6 +362,13 @@ impl Stack {
                         return Ok(());
                     }
                     want_data = stat.is_file() && marks.metacopy;
+                    if want_data && marks.partial.is_some() {
+                        return Err(Error::Corrupt(format!(
+                            "a file of the layer {} was copied up partially: complete it first, by acetate complete \
+                             on a mount that has the layer as its upper",
+                            self.lowers[index as usize].describe()
+                        )));
+                    }
                     out.metacopy |= want_data;
                     last = !want_data;
                 }
@@ -440,6 +458,26 @@ impl Stack {
             }
         }
         Err(Error::Corrupt("redirect to the root".into()))
+    }
+
+    /// Attributes of the data that the lower layers have at a path from their roots.
+    pub(crate) fn data_at(&self, path: &OsStr) -> Result<Option<Stat>> {
+        let mut out = Resolved {
+            upper: None,
+            lowers: SmallVec::new(),
+            lower_stat: None,
+            metacopy: false,
+        };
+        let nowhere = DirParts {
+            upper: None,
+            lowers: SmallVec::new(),
+        };
+        let target = Target::Path(split(path.as_bytes())?);
+        self.resolve_lowers(&nowhere, target, None, true, &mut out)?;
+        match out.lowers.last() {
+            Some(data) => Ok(Some(self.lower(data).stat(&data.node)?)),
+            None => Ok(None),
+        }
     }
 
     /// Whether any lower part of a directory has this name, so that hiding it takes a whiteout.

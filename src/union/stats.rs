@@ -10,6 +10,8 @@ pub(crate) struct Counters {
     pub copy_up_data: AtomicU64,
     pub copy_up_meta: AtomicU64,
     pub copy_up_bytes: AtomicU64,
+    pub copy_up_partial: AtomicU64,
+    pub partial_completed: AtomicU64,
     pub passthrough_opens: AtomicU64,
     pub cached_opens: AtomicU64,
 }

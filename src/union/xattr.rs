@@ -70,7 +70,12 @@ impl Union {
         let upper = self.upper()?;
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
         let strip_sgid = name == acl::ACCESS && self.loses_sgid(caller, &upper.stat(&part.node)?);
-        upper.set_xattr(&part.node, &disk, value, flags)?;
+        match inode.partial() {
+            Some(partial) => {
+                partial.beside_fill(|| upper.set_xattr(&part.node, &disk, value, flags))?;
+            }
+            None => upper.set_xattr(&part.node, &disk, value, flags)?,
+        }
         if strip_sgid {
             let mode = upper.stat(&part.node)?.mode & 0o7777;
             upper.chmod(&part.node, mode & !libc::S_ISGID)?;
@@ -110,7 +115,10 @@ impl Union {
         let upper = self.upper()?;
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
         let strip_sgid = name == acl::ACCESS && self.loses_sgid(caller, &upper.stat(&part.node)?);
-        upper.remove_xattr(&part.node, &disk)?;
+        match inode.partial() {
+            Some(partial) => partial.beside_fill(|| upper.remove_xattr(&part.node, &disk))?,
+            None => upper.remove_xattr(&part.node, &disk)?,
+        }
         if strip_sgid {
             let mode = upper.stat(&part.node)?.mode & 0o7777;
             upper.chmod(&part.node, mode & !libc::S_ISGID)?;

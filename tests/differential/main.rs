@@ -61,6 +61,31 @@ fn random_sequences_without_passthrough() {
     random(name, "passthrough=off", false, 100);
 }
 
+/// Files of more than a block are copied up by blocks, and completed by the unmounts alone.
+#[test]
+fn random_sequences_with_partial_copy_up() {
+    let name = "random_sequences_with_partial_copy_up";
+    random(name, "partial=4096,complete=off", false, 150);
+}
+
+/// As above, with the completion racing against the operations.
+#[test]
+fn random_sequences_with_partial_copy_up_completed_meanwhile() {
+    let name = "random_sequences_with_partial_copy_up_completed_meanwhile";
+    random(
+        name,
+        "partial=4096,complete=0,passthrough_lower=never",
+        false,
+        100,
+    );
+}
+
+#[test]
+fn random_sequences_with_partial_copy_up_by_the_cache() {
+    let name = "random_sequences_with_partial_copy_up_by_the_cache";
+    random(name, "partial=4096,complete=off,passthrough=off", false, 60);
+}
+
 #[test]
 fn processes_on_their_own_directories() {
     require!(skip::privileged());

@@ -188,7 +188,7 @@ fn a_daemon_killed_in_the_middle_of_a_copy_up_leaves_the_file_whole() {
     let stand = Stand::new("death");
     let lower = stand.lower.join("large");
     large_file(&lower, 1 << 30);
-    let mut mount = stand.acetate("").mount();
+    let mut mount = stand.acetate("partial=off").mount();
     killed_while_copying(&mut mount);
     drop(mount);
     assert!(
@@ -198,7 +198,7 @@ fn a_daemon_killed_in_the_middle_of_a_copy_up_leaves_the_file_whole() {
     assert!(!stand.left_in_work().is_empty(), "the copy had not begun");
 
     let begin = Instant::now();
-    let mount = stand.acetate("").mount();
+    let mount = stand.acetate("partial=off").mount();
     println!("mount after the death: {:?}", begin.elapsed());
     assert!(
         stand.left_in_work().is_empty(),

@@ -91,7 +91,7 @@ fn a_full_disk_in_the_middle_of_a_copy_up_changes_nothing() {
         Err(reason) => skip!("{reason}"),
     };
     let stand = on(&image, stand);
-    let mount = stand.acetate("").mount();
+    let mount = stand.acetate("partial=off").mount();
     nothing_changes(&stand, &mount, ErrorKind::StorageFull);
     mount.unmount().unwrap();
     image.unmount().unwrap();
@@ -146,6 +146,7 @@ fn a_used_up_quota_in_the_middle_of_a_copy_up_changes_nothing() {
         let mount = Acetate::new(stand.scratch.join("merged"))
             .lowers(&[&stand.lower])
             .upper(&stand.upper, &stand.work)
+            .options("partial=off")
             .by(&[
                 "setpriv",
                 "--bounding-set",

@@ -91,7 +91,7 @@ fn a_large_copy_up_stalls_nothing_else() {
     for i in 0..FILES {
         fs::write(stand.lower.join(format!("small/{i}")), i.to_string()).unwrap();
     }
-    let mount = stand.acetate("").mount();
+    let mount = stand.acetate("partial=off").mount();
     let root = mount.path();
     let mut first = 0;
 

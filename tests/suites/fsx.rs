@@ -155,3 +155,23 @@ fn fsx_without_passthrough_on_new_lower_and_copied_up_files() {
         Err(reason) => skip!("{reason}"),
     }
 }
+
+#[test]
+#[ignore = "heavy: needs fsx (cargo install fsx)"]
+fn fsx_with_partial_copy_up() {
+    require!(skip::privileged());
+    match program::find("fsx") {
+        Ok(program) => run_all(program, "partial=4096,complete=off", 40_000),
+        Err(reason) => skip!("{reason}"),
+    }
+}
+
+#[test]
+#[ignore = "heavy: needs fsx (cargo install fsx)"]
+fn fsx_with_partial_copy_up_completed_meanwhile() {
+    require!(skip::privileged());
+    match program::find("fsx") {
+        Ok(program) => run_all(program, "partial=4096,complete=0", 40_000),
+        Err(reason) => skip!("{reason}"),
+    }
+}

@@ -26,6 +26,7 @@ enum Kind {
     Origin,
     Nlink,
     Impure,
+    Partial,
 }
 
 const FUSE_OVERLAYFS_OPAQUE: &[u8] = b"user.fuseoverlayfs.opaque";
@@ -48,6 +49,7 @@ impl MarkNames {
             b"origin" => Kind::Origin,
             b"nlink" => Kind::Nlink,
             b"impure" => Kind::Impure,
+            b"acetate.partial" => Kind::Partial,
             _ => return None,
         })
     }
@@ -135,6 +137,7 @@ fn decode(marks: &mut Marks, kind: Kind, name: &OsStr, value: Vec<u8>) -> io::Re
         Kind::Origin => {}
         Kind::Nlink => marks.nlink = String::from_utf8(value).ok(),
         Kind::Impure => marks.impure = value.as_slice() == b"y",
+        Kind::Partial => marks.partial = Some(value),
     }
     Ok(())
 }
@@ -174,6 +177,7 @@ pub(in crate::layer) fn mark_name(namespace: Namespace, mark: &Mark) -> OsString
         Mark::Origin(_) => "origin",
         Mark::Nlink(_) => "nlink",
         Mark::Impure => "impure",
+        Mark::Partial(_) => "acetate.partial",
     };
     own_name(namespace, name)
 }
@@ -187,6 +191,7 @@ pub(in crate::layer) fn mark_value(mark: &Mark) -> Option<&[u8]> {
         Mark::Metacopy(set) => set.then_some(b"".as_slice()),
         Mark::Origin(handle) => Some(&handle.0),
         Mark::Nlink(text) => text.as_ref().map(|t| t.as_bytes()),
+        Mark::Partial(record) => record.as_deref(),
     }
 }
 

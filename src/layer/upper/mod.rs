@@ -11,6 +11,7 @@ mod attrs;
 mod create;
 mod index;
 mod open;
+mod partial;
 mod publish;
 mod remove;
 mod sidecar;
@@ -37,6 +38,7 @@ use super::{
 };
 
 pub use create::NewAttributes;
+pub use partial::{NOWHERE, ask_to_yield};
 pub use stage::{Published, Staged};
 
 /// Which xattr namespace the overlay's private marks are written in.
@@ -111,6 +113,8 @@ pub enum Mark {
     Nlink(Option<String>),
     /// The directory holds entries with an origin.
     Impure,
+    /// Only some of the file's blocks are here (see [`super::format::PartialRecord`]); `None` takes the mark away.
+    Partial(Option<Vec<u8>>),
 }
 
 /// The writable upper layer and its workdir.
@@ -138,6 +142,8 @@ pub struct Upper {
     sidecar: sidecar::Sidecar,
     /// Set once, when handles are first asked for.
     handles: OnceLock<Handles>,
+    /// How the workdir says that there are partial files.
+    partial: partial::Announcement,
 }
 
 impl Upper {

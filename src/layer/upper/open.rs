@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, StatVfsMountFlags, 
 use rustix::io::Errno;
 
 use super::index::Index;
+use super::partial::{self, Announcement, PARTIAL};
 use super::sidecar::Sidecar;
 use super::whiteout::{self, WhiteoutForm};
 use super::workdir::{Workdir, clean, probe_renames};
@@ -25,7 +26,7 @@ use crate::sys::xattr::{self, Target};
 /// Scratch space in the workdir.
 const SCRATCH: &str = "work";
 /// In the scratch space: features of what was mounted last, which whoever mounts next must know.
-const INCOMPAT: &str = "incompat";
+pub(super) const INCOMPAT: &str = "incompat";
 /// The feature of a volatile mount, with the file in it.
 const VOLATILE: &str = "volatile";
 const DIRTY: &str = "dirty";
@@ -163,7 +164,12 @@ impl Upper {
                 owners: None,
             },
         );
-        clean(&tree, scratch.as_fd()).map_err(|e| wk.io(e))?;
+        let partial = partial::is_announced(&scratch).map_err(|e| wk.io(e))?;
+        let kept = partial.then_some(INCOMPAT.as_ref());
+        clean(&tree, scratch.as_fd(), kept).map_err(|e| wk.io(e))?;
+        if partial {
+            forget_volatile(&scratch).map_err(|e| wk.io(e))?;
+        }
         check_xattrs(&up, &scratch, options.namespace)?;
         let form = whiteout_form(&scratch, options.namespace)
             .map_err(|e| wk.io(e))?
@@ -192,6 +198,7 @@ impl Upper {
             index,
             sidecar,
             handles: OnceLock::new(),
+            partial: Announcement::new(partial),
         }))
     }
 }
@@ -290,6 +297,9 @@ fn check_features(wk: &Place<'_>, scratch: &OwnedFd) -> Result<(), UpperError> {
         if name == b"." || name == b".." {
             continue;
         }
+        if name == PARTIAL.as_bytes() {
+            continue;
+        }
         if name == VOLATILE.as_bytes() {
             if !same_boot(&incompat).map_err(|e| wk.io(e))? {
                 return Err(UpperError::Volatile(wk.owned()));
@@ -316,7 +326,22 @@ fn same_boot(incompat: &OwnedFd) -> io::Result<bool> {
     Ok(!recorded.is_empty() && recorded == boot_id()?)
 }
 
-fn boot_id() -> io::Result<String> {
+/// The mark of a volatile mount goes away, where that of partial files has to stay beside it.
+fn forget_volatile(scratch: &OwnedFd) -> io::Result<()> {
+    let volatile = format!("{INCOMPAT}/{VOLATILE}");
+    for (path, flags) in [
+        (format!("{volatile}/{DIRTY}"), AtFlags::empty()),
+        (volatile, AtFlags::REMOVEDIR),
+    ] {
+        match rustix::fs::unlinkat(scratch, path, flags) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn boot_id() -> io::Result<String> {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
 }
 
@@ -326,7 +351,10 @@ fn record_volatile(scratch: &OwnedFd) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut dir = rustix::fs::openat(scratch, ".", flags, Mode::empty())?;
     for name in [INCOMPAT, VOLATILE] {
-        rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o700))?;
+        match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o700)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(e.into()),
+        }
         dir = rustix::fs::openat(&dir, name, flags, Mode::empty())?;
     }
     let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

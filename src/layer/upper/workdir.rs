@@ -157,13 +157,15 @@ pub(super) fn probe_renames(dir: BorrowedFd<'_>) -> io::Result<Renames> {
     })
 }
 
-/// Removes everything in the scratch directory.
-pub(super) fn clean(tree: &Tree, scratch: BorrowedFd<'_>) -> io::Result<()> {
+/// Removes everything in the scratch directory, but for one entry.
+pub(super) fn clean(tree: &Tree, scratch: BorrowedFd<'_>, kept: Option<&OsStr>) -> io::Result<()> {
     let mut made = 0_u64;
     loop {
         let mut names = Vec::new();
         tree.for_each_entry(scratch, |name, _, _| {
-            names.push(name.to_owned());
+            if Some(name) != kept {
+                names.push(name.to_owned());
+            }
             Ok(ControlFlow::Continue(()))
         })?;
         if names.is_empty() {

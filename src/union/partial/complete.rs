@@ -1,0 +1,271 @@
+//! Completing a partial file: the rest of its blocks is copied, made durable, and the marks go.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FallocateFlags, Timespec, Timestamps};
+
+use super::super::error::{Error, Result};
+use super::file::{Partial, State};
+use crate::layer::format::BlockMap;
+use crate::sys::xattr::{self, Target};
+
+/// How much is copied while programs that write to the file wait.
+const STEP: u64 = 256 << 10;
+
+/// How much is copied at once where everybody waits anyway.
+const FILL: u64 = 1 << 20;
+
+/// After so much the disk is asked to write, so that no large amount gathers that others then wait behind.
+const FLUSH: u64 = 8 << 20;
+
+/// What a file's capabilities are kept in; writing takes them away.
+const CAPABILITY: &str = "security.capability";
+
+/// How a completion went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Completion {
+    /// The file is whole.
+    Done,
+    /// It lost its last name before.
+    Gone,
+    /// It was asked to stop.
+    Stopped,
+}
+
+/// How a completion behaves.
+pub(crate) struct Pace<'a> {
+    /// Rests as long as it works.
+    pub(crate) gently: bool,
+    /// Asked before each step.
+    pub(crate) stop: &'a dyn Fn() -> bool,
+}
+
+impl Partial {
+    /// Copies the rest of the file from the lower; returns when it is whole and durable.
+    pub(super) fn complete(&self, pace: &Pace<'_>) -> Result<Completion> {
+        self.usable()?;
+        let mut since_flush = 0;
+        let mut at = 0;
+        loop {
+            if (pace.stop)() {
+                return Ok(Completion::Stopped);
+            }
+            if self.file.metadata()?.nlink() == 0 {
+                return Ok(Completion::Gone);
+            }
+            let begin = Instant::now();
+            match self.step(at)? {
+                Some(next) => {
+                    since_flush += next.saturating_sub(at).min(STEP);
+                    at = next;
+                }
+                None => break,
+            }
+            if since_flush >= FLUSH && pace.gently {
+                since_flush = 0;
+                self.flush()?;
+            }
+            if pace.gently {
+                std::thread::sleep(begin.elapsed().min(Duration::from_millis(200)));
+            }
+        }
+        if !self.no_sync {
+            self.file.sync_data()?;
+        }
+        let mut state = self.state.write();
+        if !state.done {
+            let blocks = state.limit.div_ceil(self.block());
+            if !state.map.has(0..blocks) {
+                return Err(Error::Corrupt("a block went missing".into()));
+            }
+            self.finish(&mut state)?;
+        }
+        Ok(Completion::Done)
+    }
+
+    /// Keeps what is dirty in the page cache small.
+    fn flush(&self) -> io::Result<()> {
+        if self.no_sync {
+            return Ok(());
+        }
+        self.file.sync_data()
+    }
+
+    /// Copies the next absent blocks at or after `at`; returns where they ended, or `None` when there are none.
+    fn step(&self, at: u64) -> Result<Option<u64>> {
+        let shift = self.record.block_shift;
+        let absent = {
+            let state = self.state.read();
+            if state.done {
+                return Ok(None);
+            }
+            let blocks = state.limit.div_ceil(self.block());
+            match state.map.next_absent(at >> shift..blocks) {
+                Some(absent) => (absent.start << shift)..(absent.end << shift).min(state.limit),
+                None => return Ok(None),
+            }
+        };
+        // Read before programs have to wait: the lower does not change.
+        let (data, end) = self.read_next(&absent)?;
+        let mut state = self.state.write();
+        if state.done {
+            return Ok(None);
+        }
+        let kept = self.kept()?;
+        let bytes = absent.start..end.min(state.limit);
+        let map = state.map.clone();
+        let mut from = bytes.start >> shift;
+        let last = bytes.end.div_ceil(self.block());
+        while let Some(blocks) = map.next_absent(from..last) {
+            from = blocks.end;
+            let part = blocks.start << shift..(blocks.end << shift).min(bytes.end);
+            if part.is_empty() {
+                break;
+            }
+            match &data {
+                Some(data) => {
+                    let offset = (part.start - absent.start) as usize;
+                    let len = (part.end - part.start) as usize;
+                    self.file
+                        .write_all_at(&data[offset..offset + len], part.start)?;
+                }
+                None => self.make_hole(part)?,
+            }
+        }
+        if bytes.start < bytes.end {
+            self.claim(&mut state, bytes.start >> shift..last)?;
+        }
+        self.restore(&kept)?;
+        Ok(Some(end))
+    }
+
+    /// The data at the beginning of a range of the lower and where it ends, on a block; `None` for a hole.
+    fn read_next(&self, range: &Range<u64>) -> Result<(Option<Vec<u8>>, u64)> {
+        let lower = self.lower()?;
+        let mut end = range.end;
+        if let Some(fd) = lower.as_fd() {
+            match rustix::fs::seek(fd, rustix::fs::SeekFrom::Data(range.start)) {
+                Ok(data) => {
+                    // A block that has both is data.
+                    let data = (data >> self.record.block_shift) << self.record.block_shift;
+                    if data > range.start {
+                        return Ok((None, data.min(end)));
+                    }
+                }
+                Err(rustix::io::Errno::NXIO) => return Ok((None, end)),
+                // A filesystem that knows no holes.
+                Err(_) => {}
+            }
+        }
+        end = end.min(range.start + STEP);
+        let mut data = vec![0; (end - range.start) as usize];
+        self.read_lower(&mut data, range.start)?;
+        Ok((Some(data), end))
+    }
+
+    /// What is not there of the lower is not to be here either: a power cut may have left data at a block whose claim was lost.
+    fn make_hole(&self, part: Range<u64>) -> Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.file, flags, part.start, part.end - part.start) {
+            Ok(()) => Ok(()),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+                let zeroes = vec![0; FILL.min(part.end - part.start) as usize];
+                let mut at = part.start;
+                while at < part.end {
+                    let n = (part.end - at).min(FILL) as usize;
+                    self.file.write_all_at(&zeroes[..n], at)?;
+                    at += n as u64;
+                }
+                Ok(())
+            }
+            Err(e) => Err(io::Error::from(e).into()),
+        }
+    }
+
+    /// Copies blocks that `map` lacks from the lower, holes as zeros. Precondition: `state` is held for writing.
+    pub(super) fn fill(&self, state: &State, map: &BlockMap, blocks: Range<u64>) -> Result<()> {
+        let shift = self.record.block_shift;
+        let mut at = blocks.start << shift;
+        let end = (blocks.end << shift).min(state.limit);
+        debug_assert!(map.next_absent(blocks.clone()) == Some(blocks));
+        let mut buf = vec![0; FILL.min(end.saturating_sub(at)) as usize];
+        while at < end {
+            let n = FILL.min(end - at) as usize;
+            self.read_lower(&mut buf[..n], at)?;
+            self.file.write_all_at(&buf[..n], at)?;
+            at += n as u64;
+        }
+        Ok(())
+    }
+
+    /// Takes the marks away. Precondition: all blocks are here and durable.
+    pub(super) fn finish(&self, state: &mut State) -> Result<()> {
+        // Whoever finds the file's marks before they go finds it in the registry, and afterwards neither.
+        let registry = self.registry.upgrade();
+        let mut files = registry.as_ref().map(|registry| registry.files.lock());
+        self.upper.unmark_partial(&self.file)?;
+        state.done = true;
+        self.whole.store(true, Ordering::Release);
+        if let Some(files) = &mut files
+            && files.remove(&self.real_ino).is_some()
+            && let Err(e) = self.upper.withdraw_partial()
+        {
+            log::warn!("the workdir still tells of partial files: {e}");
+        }
+        Ok(())
+    }
+
+    /// What the writing of blocks must leave as it is, as it is no program's.
+    fn kept(&self) -> Result<Kept> {
+        let meta = self.file.metadata()?;
+        Ok(Kept {
+            atime: timespec(meta.atime(), meta.atime_nsec()),
+            mtime: timespec(meta.mtime(), meta.mtime_nsec()),
+            mode: meta.permissions().mode(),
+            capability: match xattr::get(Target::Fd(self.file.as_fd()), CAPABILITY.as_ref()) {
+                Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => None,
+                other => other?,
+            },
+        })
+    }
+
+    fn restore(&self, kept: &Kept) -> Result<()> {
+        if let Some(value) = &kept.capability {
+            xattr::set(Target::Fd(self.file.as_fd()), CAPABILITY.as_ref(), value, 0)?;
+        }
+        if self.file.metadata()?.permissions().mode() != kept.mode {
+            self.file
+                .set_permissions(std::fs::Permissions::from_mode(kept.mode & 0o7777))?;
+        }
+        let times = Timestamps {
+            last_access: kept.atime,
+            last_modification: kept.mtime,
+        };
+        rustix::fs::futimens(&self.file, &times).map_err(io::Error::from)?;
+        Ok(())
+    }
+
+    /// Remembers an error that nobody was told, for the next fsync.
+    pub(super) fn remember(&self, e: &Error) {
+        self.failed.store(e.errno(), Ordering::Relaxed);
+    }
+}
+
+struct Kept {
+    atime: Timespec,
+    mtime: Timespec,
+    mode: u32,
+    capability: Option<Vec<u8>>,
+}
+
+fn timespec(sec: i64, nsec: i64) -> Timespec {
+    Timespec {
+        tv_sec: sec,
+        tv_nsec: nsec,
+    }
+}

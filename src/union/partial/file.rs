@@ -1,0 +1,523 @@
+//! One partially copied-up file: its blocks lie in the upper or, where the map does not have them, in the lower.
+//!
+//! The upper file is as long as the file and sparse; nothing that lies in it at an absent block is ever read. A block
+//! becomes present in this order: its data is written, the map that claims it is written to the file's mark, the
+//! program is answered. So a daemon that is killed has lost nothing that it acknowledged, and a block whose claim was
+//! not written shows the lower's data still. A power cut may keep the claim and lose the data, which the filesystem
+//! writes later: so a claim counts after a restart of the machine only where it says that the data is durable,
+//! which is written after the data was synced.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
+
+use parking_lot::RwLock;
+use rustix::fs::FallocateFlags;
+
+use super::super::error::{Error, Result};
+use super::Registry;
+use crate::layer::RealFile;
+use crate::layer::format::{BlockMap, PartialRecord};
+use crate::layer::upper::Upper;
+
+/// How large a mark may grow before gaps are filled: ext4 keeps all xattrs of a file in one block of 4 KiB, and programs want to set
+/// some as well.
+const MARK_LIMIT: usize = 2048;
+
+/// A partial file. Operations take `state`, shared where they leave the map alone, and nothing else while they hold it; it is held
+/// across the copying of the blocks that one operation needs.
+#[derive(Debug)]
+pub(crate) struct Partial {
+    /// Immutable.
+    pub(super) upper: Arc<Upper>,
+    /// Immutable: where it is known by its number until it is complete.
+    pub(super) registry: Weak<Registry>,
+    /// Immutable: the upper file, open for both.
+    pub(super) file: File,
+    /// Immutable: inode number of the upper file.
+    pub(super) real_ino: u64,
+    /// Immutable: the lower file, unless it is not there any more.
+    pub(super) lower: Option<RealFile>,
+    /// What the mark said at first; of that all but `limit`, `truncating` and `map` stays.
+    pub(super) record: PartialRecord,
+    /// `volatile` or `fsync=0`. Immutable.
+    pub(super) no_sync: bool,
+    /// See above.
+    pub(super) state: RwLock<State>,
+    /// Why nothing can be read any more; set once.
+    broken: OnceLock<String>,
+    /// How large the mark may be. Atomic, changed under `state`.
+    mark_limit: AtomicUsize,
+    /// The same as `done` in `state`, for who must not wait. Atomic.
+    pub(super) whole: AtomicBool,
+    /// An error of the completion in the background, for the next fsync. Atomic.
+    pub(super) failed: AtomicI32,
+    /// Immutable: what `changed` counts from.
+    begin: Instant,
+    /// Milliseconds until the last change by a program. Atomic.
+    changed: AtomicU64,
+}
+
+/// The changing part of a partial file.
+#[derive(Debug)]
+pub(super) struct State {
+    /// The blocks that are in the upper.
+    pub(super) map: BlockMap,
+    /// The lower's data counts below this offset.
+    pub(super) limit: u64,
+    /// Everything is in the upper, and the marks are gone.
+    pub(super) done: bool,
+}
+
+impl Partial {
+    pub(super) fn new(
+        (upper, registry): (Arc<Upper>, Weak<Registry>),
+        file: File,
+        real_ino: u64,
+        lower: Option<RealFile>,
+        record: PartialRecord,
+        no_sync: bool,
+    ) -> Partial {
+        let state = State {
+            map: record.map.clone(),
+            limit: record.limit,
+            done: false,
+        };
+        Partial {
+            upper,
+            registry,
+            file,
+            real_ino,
+            lower,
+            record,
+            no_sync,
+            state: RwLock::new(state),
+            broken: OnceLock::new(),
+            mark_limit: AtomicUsize::new(MARK_LIMIT),
+            whole: AtomicBool::new(false),
+            failed: AtomicI32::new(0),
+            begin: Instant::now(),
+            changed: AtomicU64::new(0),
+        }
+    }
+
+    /// Nothing can be read or written from now on.
+    pub(super) fn set_broken(&self, why: String) {
+        if self.broken.set(why.clone()).is_ok() {
+            log::error!(
+                "the partially copied-up file {:?} (inode {}) answers EIO: {why}",
+                self.record.path,
+                self.real_ino
+            );
+        }
+    }
+
+    /// An error where the file cannot be used.
+    pub(crate) fn usable(&self) -> Result<()> {
+        match self.broken.get() {
+            Some(why) => Err(Error::Corrupt(format!("{:?}: {why}", self.record.path))),
+            None => Ok(()),
+        }
+    }
+
+    /// Everything is in the upper. Told without waiting for who copies.
+    pub(crate) fn is_done(&self) -> bool {
+        self.whole.load(Ordering::Acquire)
+    }
+
+    /// Seconds since the last change by a program.
+    pub(super) fn quiet_for(&self) -> std::time::Duration {
+        let changed = std::time::Duration::from_millis(self.changed.load(Ordering::Relaxed));
+        self.begin.elapsed().saturating_sub(changed)
+    }
+
+    fn touch(&self) {
+        let now = u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.changed.store(now, Ordering::Relaxed);
+    }
+
+    /// Bytes of the lower that are not here yet, and of those that count at all.
+    pub(crate) fn missing(&self) -> (u64, u64) {
+        let state = self.state.read();
+        if state.done {
+            return (0, 0);
+        }
+        let present = state.map.count() << self.record.block_shift;
+        (state.limit.saturating_sub(present), state.limit)
+    }
+
+    /// Runs what changes attributes that filling blocks has to keep, apart from that.
+    pub(crate) fn beside_fill<T>(&self, change: impl FnOnce() -> T) -> T {
+        let _state = self.state.read();
+        change()
+    }
+
+    pub(super) fn block(&self) -> u64 {
+        1 << self.record.block_shift
+    }
+
+    /// The blocks that a range of bytes touches, as far as the lower's data counts.
+    fn blocks(&self, bytes: Range<u64>, limit: u64) -> Range<u64> {
+        let end = bytes.end.min(limit);
+        if bytes.start >= end {
+            return 0..0;
+        }
+        bytes.start >> self.record.block_shift..end.div_ceil(self.block())
+    }
+
+    /// The lower, as it was when it was copied up.
+    pub(super) fn lower(&self) -> Result<&RealFile> {
+        self.usable()?;
+        let Some(lower) = &self.lower else {
+            return Err(Error::Errno(libc::EIO));
+        };
+        if let Some(file) = lower.as_file() {
+            let now = file.metadata()?;
+            let mtime = (now.mtime(), now.mtime_nsec());
+            let then = self.record.lower_mtime;
+            if now.size() != self.record.lower_size || mtime != (then.sec, i64::from(then.nsec)) {
+                self.set_broken("the lower file was changed".into());
+                self.usable()?;
+            }
+        }
+        Ok(lower)
+    }
+
+    /// Reads all of a range of the lower.
+    pub(super) fn read_lower(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let n = self.lower()?.read_at(buf, offset)?;
+        if n < buf.len() {
+            self.set_broken("the lower file is shorter than it was".into());
+            return Err(Error::Errno(libc::EIO));
+        }
+        Ok(())
+    }
+
+    /// Reads; fewer bytes than asked only at the end of the file.
+    pub(crate) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.usable()?;
+        let state = self.state.read();
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset + done as u64;
+            let rest = &mut buf[done..];
+            if state.done || at >= state.limit {
+                return Ok(done + read_fully(&self.file, rest, at)?);
+            }
+            let (present, next) = state.map.at(at >> self.record.block_shift);
+            let end = next
+                .saturating_mul(self.block())
+                .min(state.limit)
+                .min(at + rest.len() as u64);
+            let part = &mut rest[..(end - at) as usize];
+            if present {
+                let n = read_fully(&self.file, part, at)?;
+                if n < part.len() {
+                    return Ok(done + n);
+                }
+            } else {
+                self.read_lower(part, at)?;
+            }
+            done += (end - at) as usize;
+        }
+        Ok(done)
+    }
+
+    /// Writes; returns how many bytes were taken.
+    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<usize> {
+        self.usable()?;
+        self.touch();
+        let end = offset + data.len() as u64;
+        {
+            let state = self.state.read();
+            if state.done || state.map.has(self.blocks(offset..end, state.limit)) {
+                return write_fully(&self.file, data, offset);
+            }
+        }
+        let mut state = self.state.write();
+        let blocks = self.blocks(offset..end, state.limit);
+        if state.done || state.map.has(blocks.clone()) {
+            return write_fully(&self.file, data, offset);
+        }
+        self.copy_edges(&state, offset..end)?;
+        let written = write_fully(&self.file, data, offset)?;
+        let reached = offset + written as u64;
+        let claimed = if reached >= end.min(state.limit) {
+            blocks
+        } else {
+            // The rest of the last block is not there.
+            blocks.start..(reached >> self.record.block_shift).max(blocks.start)
+        };
+        let taken = if written == data.len() {
+            written
+        } else {
+            let boundary = claimed.end << self.record.block_shift;
+            (boundary.clamp(offset, reached) - offset) as usize
+        };
+        if taken == 0 {
+            return Err(Error::Errno(libc::ENOSPC));
+        }
+        self.claim(&mut state, claimed)?;
+        Ok(taken)
+    }
+
+    /// Copies what a change of this range leaves of the first and the last block it touches.
+    fn copy_edges(&self, state: &State, bytes: Range<u64>) -> Result<()> {
+        let blocks = self.blocks(bytes.clone(), state.limit);
+        let shift = self.record.block_shift;
+        let copy = |part: Range<u64>| -> Result<()> {
+            if part.start >= part.end || state.map.at(part.start >> shift).0 {
+                return Ok(());
+            }
+            let mut buf = vec![0; (part.end - part.start) as usize];
+            self.read_lower(&mut buf, part.start)?;
+            Ok(self.file.write_all_at(&buf, part.start)?)
+        };
+        copy(blocks.start << shift..bytes.start)?;
+        copy(bytes.end..(blocks.end << shift).min(state.limit))
+    }
+
+    /// Records that blocks are here. Their data was written before.
+    pub(super) fn claim(&self, state: &mut State, blocks: Range<u64>) -> Result<()> {
+        let mut map = state.map.clone();
+        map.add(blocks, self.no_sync);
+        self.store(state, map)
+    }
+
+    fn encoded(&self, map: BlockMap, limit: u64, truncating: Option<u64>) -> PartialRecord {
+        PartialRecord {
+            map,
+            limit,
+            truncating,
+            ..self.record.clone()
+        }
+    }
+
+    /// Writes a map to the mark, and takes it for true from then on. Where it does not fit its smallest gaps are filled.
+    pub(super) fn store(&self, state: &mut State, mut map: BlockMap) -> Result<()> {
+        loop {
+            let record = self.encoded(map.clone(), state.limit, None);
+            let limit = self.mark_limit.load(Ordering::Relaxed);
+            let size = record.encode().len();
+            let refused = if size > limit {
+                None
+            } else {
+                match self.upper.write_partial(&self.file, &record) {
+                    Ok(()) => {
+                        state.map = map;
+                        return Ok(());
+                    }
+                    // No room beside the file's other xattrs, or none on the disk.
+                    Err(e) if is_too_long(&e) => Some(e),
+                    Err(e) => return Err(e.into()),
+                }
+            };
+            let gaps = map.gaps();
+            if gaps.is_empty() && map.is_durable() {
+                return Err(refused.map_or(Error::Errno(libc::ENOSPC), Into::into));
+            }
+            if refused.is_some() {
+                self.mark_limit.store(size * 3 / 4, Ordering::Relaxed);
+            }
+            // What was written before and is not claimed yet must not be copied over.
+            for gap in gaps.iter().take(gaps.len().div_ceil(2)) {
+                self.fill(state, &map, gap.clone())?;
+                map.add(gap.clone(), false);
+            }
+            if !self.no_sync {
+                self.file.sync_data()?;
+            }
+            map.settle(&map.clone());
+        }
+    }
+
+    /// Cuts or extends the file.
+    pub(crate) fn truncate(&self, size: u64) -> Result<()> {
+        self.usable()?;
+        self.touch();
+        let mut state = self.state.write();
+        if state.done || size >= state.limit {
+            return Ok(self.file.set_len(size)?);
+        }
+        // Between the two the next mount would not know whether the size is an old or a new one.
+        let record = self.encoded(state.map.clone(), state.limit, Some(size));
+        self.upper.write_partial(&self.file, &record)?;
+        self.file.set_len(size)?;
+        self.cut(&mut state, size)?;
+        if size == 0
+            && let Err(e) = self.finish(&mut state)
+        {
+            // Nothing of the lower counts any more; only the marks are still there.
+            log::warn!("the marks of an emptied file stay: {e}");
+        }
+        Ok(())
+    }
+
+    /// The lower's data counts below `size` only from now on. Precondition: the upper file is that long.
+    pub(super) fn cut(&self, state: &mut State, size: u64) -> Result<()> {
+        state.limit = size;
+        state.map.cut(size.div_ceil(self.block()));
+        let record = self.encoded(state.map.clone(), size, None);
+        self.upper.write_partial(&self.file, &record).map_err(|e| {
+            self.set_broken(format!("a truncation could not be recorded: {e}"));
+            Error::from(e)
+        })
+    }
+
+    /// As `fallocate(2)`, for the modes that FUSE passes on.
+    pub(crate) fn fallocate(&self, offset: u64, length: u64, mode: u32) -> Result<()> {
+        self.usable()?;
+        self.touch();
+        let flags = FallocateFlags::from_bits_retain(mode);
+        let zeroes = FallocateFlags::PUNCH_HOLE | FallocateFlags::ZERO_RANGE;
+        let known = zeroes | FallocateFlags::KEEP_SIZE;
+        if !known.contains(flags) {
+            return Err(Error::Errno(libc::EOPNOTSUPP));
+        }
+        let end = offset
+            .checked_add(length)
+            .ok_or(Error::Errno(libc::EFBIG))?;
+        let mut state = self.state.write();
+        let blocks = self.blocks(offset..end, state.limit);
+        let absent = !state.done && flags.intersects(zeroes) && !state.map.has(blocks.clone());
+        if absent {
+            self.copy_edges(&state, offset..end)?;
+        }
+        // Space for an absent block may be there before its data is.
+        rustix::fs::fallocate(&self.file, flags, offset, length).map_err(io::Error::from)?;
+        if absent {
+            self.claim(&mut state, blocks)?;
+        }
+        Ok(())
+    }
+
+    /// `SEEK_DATA` (`data`) or `SEEK_HOLE`.
+    pub(crate) fn seek(&self, offset: u64, data: bool) -> Result<u64> {
+        self.usable()?;
+        let state = self.state.read();
+        let size = self.file.metadata()?.size();
+        if offset >= size {
+            return Err(Error::Errno(libc::ENXIO));
+        }
+        let mut at = offset;
+        while !state.done && at < state.limit {
+            let (present, next) = state.map.at(at >> self.record.block_shift);
+            let end = next.saturating_mul(self.block()).min(state.limit);
+            let found = if present {
+                seek(&self.file, at, data)?
+            } else {
+                match self.lower()?.as_fd() {
+                    Some(fd) => seek(fd, at, data)?,
+                    None => data.then_some(at).or(Some(end)),
+                }
+            };
+            match found {
+                Some(found) if found < end => return Ok(found),
+                _ => at = end,
+            }
+        }
+        match seek(&self.file, at, data) {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) if data => Err(Error::Errno(libc::ENXIO)),
+            Ok(None) => Ok(size),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Makes what was written durable, and then the map that claims it.
+    pub(crate) fn sync(&self, data_only: bool) -> Result<()> {
+        self.usable()?;
+        let failed = self.failed.swap(0, Ordering::Relaxed);
+        let (map, done) = {
+            let state = self.state.read();
+            (state.map.clone(), state.done)
+        };
+        if done || map.is_durable() {
+            // The mark is not part of the data.
+            if data_only && done {
+                self.file.sync_data()?;
+            } else {
+                self.file.sync_all()?;
+            }
+        } else {
+            self.file.sync_data()?;
+            {
+                let mut state = self.state.write();
+                if !state.done {
+                    let mut settled = state.map.clone();
+                    settled.settle(&map);
+                    self.store(&mut state, settled)?;
+                }
+            }
+            self.file.sync_all()?;
+        }
+        if failed == 0 {
+            Ok(())
+        } else {
+            Err(Error::Errno(failed))
+        }
+    }
+
+    /// Whether there are claims that a power cut may undo.
+    pub(super) fn is_unsettled(&self) -> bool {
+        let state = self.state.read();
+        !state.done && !state.map.is_durable()
+    }
+}
+
+/// The errors of filesystems for an xattr that does not fit.
+fn is_too_long(e: &io::Error) -> bool {
+    matches!(
+        e.raw_os_error(),
+        Some(libc::ENOSPC | libc::E2BIG | libc::ERANGE | libc::EDQUOT)
+    )
+}
+
+fn seek(fd: impl AsFd, at: u64, data: bool) -> io::Result<Option<u64>> {
+    use rustix::fs::SeekFrom;
+    let from = if data {
+        SeekFrom::Data(at)
+    } else {
+        SeekFrom::Hole(at)
+    };
+    match rustix::fs::seek(fd, from) {
+        Ok(found) => Ok(Some(found)),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn read_fully(file: &File, buf: &mut [u8], offset: u64) -> Result<usize> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read_at(&mut buf[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) if done > 0 => break,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(done)
+}
+
+/// Writes as much as goes; an error where that is nothing.
+fn write_fully(file: &File, data: &[u8], offset: u64) -> Result<usize> {
+    let mut done = 0;
+    while done < data.len() {
+        match file.write_at(&data[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // What was written counts; the error comes back with the next write.
+            Err(_) if done > 0 => break,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(done)
+}
