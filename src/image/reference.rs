@@ -1,6 +1,6 @@
 //! Names of images: `[registry[:port]/]path[:tag][@digest]`, read as docker reads them.
 
-use oci_spec::image::Digest;
+use oci_spec::image::{Digest, DigestAlgorithm};
 
 use super::error::ImageError;
 
@@ -29,10 +29,19 @@ impl Reference {
             reference: text.to_owned(),
             why,
         };
+        if text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(invalid("64 hexadecimal digits are an id, not a name"));
+        }
         let (rest, digest) = match text.split_once('@') {
             None => (text, None),
             Some((rest, digest)) => {
-                Digest::try_from(digest).map_err(|_| invalid("what follows '@' is no digest"))?;
+                let known = Digest::try_from(digest).is_ok_and(|digest| {
+                    use DigestAlgorithm::{Sha256, Sha384, Sha512};
+                    matches!(digest.algorithm(), Sha256 | Sha384 | Sha512)
+                });
+                if !known {
+                    return Err(invalid("what follows '@' is no digest"));
+                }
                 (rest, Some(digest.to_owned()))
             }
         };
@@ -177,9 +186,6 @@ fn check_repository(repository: &str) -> Result<(), &'static str> {
     }
     if repository.bytes().any(|b| b.is_ascii_uppercase()) {
         return Err("repository name must be lowercase");
-    }
-    if repository.len() == 64 && repository.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err("64 hexadecimal digits are an id, not a name");
     }
     if repository.split('/').all(is_component) {
         Ok(())

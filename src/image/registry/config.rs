@@ -171,36 +171,30 @@ mod tests {
 
     #[test]
     fn insecure_hosts_are_names_ports_and_networks() {
-        let config = RegistryConfig {
-            insecure: vec![
-                "a.example".into(),
-                "b.example:5000".into(),
-                "10.1.0.0/16".into(),
-            ],
+        let with = |insecure: &[&str]| RegistryConfig {
+            insecure: insecure.iter().map(ToString::to_string).collect(),
             ..RegistryConfig::default()
         };
-        for (host, insecure) in [
-            ("a.example", true),
-            ("a.example:5000", true),
-            ("b.example:5000", true),
-            ("b.example", false),
-            ("10.1.2.3:80", true),
-            ("10.2.2.3:80", false),
-            ("127.0.0.1:5000", true),
-            ("127.9.9.9", true),
-            ("[::1]:5000", true),
-            ("localhost:5000", true),
-            ("[fe80::1]:5000", false),
-            ("docker.io", false),
+        // Where networks are given, a name would be looked up.
+        let names = with(&["a.example", "b.example:5000"]);
+        let networks = with(&["10.1.0.0/16", "fd00::/8"]);
+        for (config, host, insecure) in [
+            (&names, "a.example", true),
+            (&names, "a.example:5000", true),
+            (&names, "b.example:5000", true),
+            (&names, "b.example", false),
+            (&names, "docker.io", false),
+            (&names, "127.0.0.1:5000", true),
+            (&names, "127.9.9.9", true),
+            (&names, "[::1]:5000", true),
+            (&names, "localhost:5000", true),
+            (&networks, "10.1.2.3:80", true),
+            (&networks, "10.2.2.3:80", false),
+            (&networks, "[fd00::1]:5000", true),
+            (&networks, "[fe80::1]:5000", false),
         ] {
-            // The test asks no name server: names are decided before.
-            if network("10.1.0.0/16").is_some() && !insecure && host.ends_with(char::is_alphabetic)
-            {
-                continue;
-            }
             assert_eq!(config.is_insecure(host), insecure, "{host}");
         }
-        assert!(!RegistryConfig::default().is_insecure("docker.io"));
     }
 
     #[test]
