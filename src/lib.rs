@@ -13,6 +13,8 @@
 //!    |
 //!   bench        what it costs, beside its rivals
 //!    |
+//!   container    records, a monitor for each run, the OCI runtime
+//!    |
 //!   mount        the composition root: options, checks, daemon, control socket
 //!    |      \
 //!   fuse    image        the transport  |  archives, layouts and the store of unpacked layers
@@ -46,6 +48,7 @@
 
 pub mod bench;
 pub mod cli;
+pub mod container;
 pub mod fuse;
 pub mod image;
 pub mod layer;

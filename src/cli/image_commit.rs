@@ -8,18 +8,19 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::{CliError, output};
+use super::{CliError, container, output};
 use crate::image::{Exported, ImportSource, NewImage, Store, StoredImage};
 use crate::mount::{self, MountError};
 
-/// Makes an image of what a mount changes
+/// Makes an image of what a mount or a container changes
 ///
 /// The new image has one layer more than the mount's: it takes time in proportion to the changes. A mount of plain
-/// directories becomes an image of one layer, with all that it shows. Programs that write meanwhile are not held up.
+/// directories becomes an image of one layer, with all that it shows. Programs that write to a mount meanwhile
+/// are not held up; a container stands still.
 #[derive(Args, Debug)]
 pub(super) struct CommitArgs {
-    /// Where it is mounted
-    #[arg(value_name = "DIR")]
+    /// Where it is mounted; or the name or id of a container
+    #[arg(value_name = "DIR|CONTAINER")]
     target: PathBuf,
     /// The new image's name; without one it is found by its id
     #[arg(value_name = "REFERENCE")]
@@ -40,7 +41,6 @@ pub(super) struct CommitArgs {
 
 impl CommitArgs {
     pub(super) fn run(self, store: &Store) -> Result<(), CliError> {
-        let record = mount::find(&self.target)?;
         let new = NewImage {
             reference: self.reference,
             author: self.author,
@@ -49,7 +49,15 @@ impl CommitArgs {
             created_by: "acetate commit".to_owned(),
             platform: None,
         };
-        let image = mount::commit(&record, store, &new)?;
+        let image = match mount::find(&self.target) {
+            Ok(record) => mount::commit(&record, store, &new)?,
+            Err(MountError::NotMounted(_) | MountError::Path(..))
+                if container::is_meant(&self.target, store) =>
+            {
+                container::commit(&self.target, store, new)?
+            }
+            Err(e) => return Err(e.into()),
+        };
         print_id(&image, self.quiet)
     }
 }
@@ -118,8 +126,8 @@ impl ImportArgs {
 /// Writes the tree that an image or a mount shows as a tar, or into a folder
 #[derive(Args, Debug)]
 pub(super) struct ExportArgs {
-    /// Where it is mounted; or an image: a reference, an id, an archive or a layout
-    #[arg(value_name = "DIR|IMAGE")]
+    /// Where it is mounted; or a container; or an image: a reference, an id, an archive or a layout
+    #[arg(value_name = "DIR|CONTAINER|IMAGE")]
     what: OsString,
     /// Where to: a tar, a folder that is new or empty (written with a slash at its end where it is new), or `-`,
     /// standard output
@@ -139,14 +147,26 @@ impl ExportArgs {
                 "standard output is a terminal: name a file or folder by --output".into(),
             ));
         }
-        let tree = match mount::find(Path::new(&self.what)) {
-            Ok(record) => Exported::Mount(record.mountpoint),
-            // Then it is an image.
+        let what = Path::new(&self.what);
+        match mount::find(what) {
+            Ok(record) => self.write(store, &Exported::Mount(record.mountpoint)),
             Err(MountError::NotMounted(_) | MountError::Path(..)) => {
-                store.exported(&self.what, self.platform.as_deref())?
+                if container::is_meant(what, store) {
+                    return container::with_rootfs(what, store, |rootfs| {
+                        self.write(store, &Exported::Mount(rootfs.to_owned()))
+                    });
+                }
+                // Then it is an image.
+                let tree = store.exported(&self.what, self.platform.as_deref())?;
+                self.write(store, &tree)
             }
-            Err(e) => return Err(e.into()),
-        };
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn write(&self, store: &Store, tree: &Exported) -> Result<(), CliError> {
+        let stdout = io::stdout();
+        let to_stdout = self.output.as_os_str() == "-";
         if to_stdout {
             let file = File::from(stdout.as_fd().try_clone_to_owned()?);
             return Ok(tree.write(io::BufWriter::with_capacity(1 << 20, file))?);
@@ -155,7 +175,7 @@ impl ExportArgs {
         if !folder && !self.output.is_dir() {
             return Ok(tree.write_file(&self.output)?);
         }
-        let info = store.export_to_folder(&tree, &self.output)?;
+        let info = store.export_to_folder(tree, &self.output)?;
         let lost = info.devices.len() + info.xattrs.len();
         if lost > 0 || info.squashed > 0 {
             log::warn!(

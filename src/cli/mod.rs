@@ -4,15 +4,16 @@
 
 mod bench;
 mod complete;
+mod container;
 mod diff;
 mod explain;
 mod image;
 mod image_commit;
 mod image_inspect;
 mod image_show;
+mod image_usage;
 #[cfg(feature = "registry")]
 mod login;
-mod image_usage;
 mod manual;
 mod mount;
 mod mounts;
@@ -36,6 +37,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::bench::BenchError;
+use crate::container::ContainerError;
 use crate::image::{ImageError, Store};
 use crate::mount::{MountError, store_root};
 
@@ -62,6 +64,9 @@ enum Command {
     Explain(explain::ExplainArgs),
     Stats(stats::StatsArgs),
     Image(image::ImageArgs),
+    Container(container::ContainerArgs),
+    #[command(flatten)]
+    Containers(container::ContainerCommand),
     Bench(bench::BenchArgs),
     Commit(image_commit::CommitArgs),
     Import(image_commit::ImportArgs),
@@ -92,6 +97,15 @@ enum CliError {
     /// A benchmark.
     #[error("{0}")]
     Bench(#[from] BenchError),
+    /// A container.
+    #[error("{0}")]
+    Container(#[from] ContainerError),
+    /// A program could not be run in a container.
+    #[error("{0}")]
+    Run(ContainerError),
+    /// A program that ran ended with this code, which is the command's.
+    #[error("exit code {0}")]
+    Exit(u8),
     /// The store has damages, which were listed.
     #[error("the store is damaged in {0} places")]
     Damaged(usize),
@@ -107,6 +121,9 @@ impl CliError {
     fn exit_code(&self) -> u8 {
         match self {
             CliError::Mount(e) => e.exit_code(),
+            CliError::Container(e) => e.exit_code(),
+            CliError::Run(e) => e.run_code(),
+            CliError::Exit(code) => *code,
             CliError::Usage(_) | CliError::Bench(BenchError::Usage(_)) => 2,
             CliError::Bench(_) => 1,
             CliError::Image(_) | CliError::Damaged(_) | CliError::Output(_) => 1,
@@ -119,6 +136,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let words: Vec<OsString> = arguments.into_iter().collect();
     let code = match dispatch(&words) {
         Ok(()) => 0,
+        Err(CliError::Exit(code)) => code,
         // Whoever reads the output has seen enough.
         Err(CliError::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => 0,
         Err(error) => {
@@ -180,10 +198,12 @@ impl Cli {
             Command::Umount(arguments) => arguments.run(self.root),
             Command::Mounts(arguments) => arguments.run(self.root),
             Command::Complete(arguments) => arguments.run(),
-            Command::Diff(arguments) => arguments.run(),
+            Command::Diff(arguments) => arguments.run(self.root),
             Command::Explain(arguments) => arguments.run(),
             Command::Stats(arguments) => arguments.run(),
             Command::Image(arguments) => arguments.run(self.root),
+            Command::Container(arguments) => arguments.run(self.root),
+            Command::Containers(command) => command.run(self.root),
             Command::Bench(arguments) => arguments.run(),
             Command::Commit(arguments) => arguments.run(&store(self.root)?),
             Command::Import(arguments) => arguments.run(&store(self.root)?),

@@ -49,6 +49,7 @@ pub mod time;
 mod tree;
 mod unpack;
 mod usage;
+mod users;
 mod verify;
 
 pub use catalog::StoredImage;
@@ -58,6 +59,7 @@ pub use export::Exported;
 pub use filter::Filter;
 pub use import::ImportSource;
 pub use limits::Limits;
+pub(crate) use lock::remove_tree;
 pub use prepare::{ImageOrigin, PreparedImage};
 pub use prune::Removed;
 pub use reference::Reference;

@@ -28,7 +28,8 @@ pub struct Removed {
 
 impl Store {
     /// Removes a name; or, by its id, an image with all of its names (only with `force` when it has several). An image
-    /// that a mount uses is refused; with `force` it loses its name, but no layer that is in use goes.
+    /// that a mount uses is refused; with `force` it loses its name, but no layer that is in use goes. One that a container is made
+    /// of, running or not, is always refused: it could not be started again.
     pub fn remove(&self, text: &str, force: bool) -> Result<Removed, ImageError> {
         let images = self.images()?;
         let image = self.select(images.clone(), text)?;
@@ -43,6 +44,12 @@ impl Store {
             });
         }
         let goes = by_name.is_none() || image.references.len() <= 1;
+        if goes && let Some(container) = self.container_of(&image)? {
+            return Err(ImageError::InUse {
+                what: format!("image {}", image.shown()),
+                by: Some(format!("container {container}: remove that first")),
+            });
+        }
         if goes && !force && self.in_use(&image, &images)? {
             return Err(ImageError::InUse {
                 what: format!("image {}", image.shown()),
@@ -80,7 +87,7 @@ impl Store {
         let mut gone: HashMap<&str, &StoredImage> = HashMap::new();
         for image in &images {
             let meant = (all || image.references.is_empty()) && filter.wants_image(image);
-            if meant && !self.in_use(image, &[])? {
+            if meant && !self.in_use(image, &[])? && self.container_of(image)?.is_none() {
                 gone.insert(image.digest.as_ref(), image);
             }
         }

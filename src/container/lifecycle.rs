@@ -1,0 +1,506 @@
+//! What is done with containers from outside of their monitors.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::client::Connection;
+use super::error::ContainerError;
+use super::record::{
+    Container, ContainerLock, Containers, Gone, Network, Record, Settings, State, Status, boot_id,
+    now,
+};
+use super::runtime::Runtime;
+use super::{bundle, users};
+use crate::mount::{self, Background, MountError, MountOptions, MountRequest, Source};
+use crate::sys::daemon::{Forked, detach_stdio, fork_daemon, outlive_starter};
+use crate::union::{Change, ChangeKind};
+
+/// How long a mount may stay busy after the last process of its container.
+const BUSY: Duration = Duration::from_secs(2);
+/// How long a monitor may take to clean up.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the processes of a container may take to die of SIGKILL.
+const KILL: Duration = Duration::from_secs(20);
+/// How often a signal that may have come too early is sent again.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// The name of the hidden command that is a monitor.
+pub const MONITOR: &str = "container-monitor";
+
+/// A socket's path is at most 107 bytes long, so it is reached by its directory's descriptor.
+pub(super) fn by_descriptor<T>(
+    path: &Path,
+    reach: impl FnOnce(&Path) -> io::Result<T>,
+) -> io::Result<T> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let dir = File::open(parent)?;
+    reach(&PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name))
+}
+
+/// How the root filesystem of a container is mounted: its image below, and its own upper, which stays.
+pub(super) fn mount_request(root: &Path, container: &Container) -> MountRequest {
+    let id = &container.record.image_id;
+    let hex = id.split_once(':').map_or(id.as_str(), |(_, hex)| hex);
+    let mut options = MountOptions::default();
+    // Thrown away at the end, also after a crash.
+    options.volatile = container.record.settings.remove;
+    MountRequest {
+        source: Source::Image(OsString::from(hex)),
+        mountpoint: container.path("rootfs"),
+        options,
+        root: root.to_owned(),
+        private_upper: true,
+        keep: Some(container.dir.clone()),
+        platform: container.record.platform.clone(),
+    }
+}
+
+/// Unmounts the root filesystem, whether its daemon lives or not. What is not mounted is no error.
+pub(super) fn unmount(container: &Container) -> Result<(), ContainerError> {
+    let rootfs = container.path("rootfs");
+    let begin = Instant::now();
+    loop {
+        match mount::unmount(&rootfs, false) {
+            Ok(()) | Err(MountError::NotMounted(_)) => return Ok(()),
+            Err(MountError::Busy(_)) if begin.elapsed() < BUSY => {
+                // The mount namespace of processes that have died takes a moment to go.
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(MountError::Busy(_)) => return Ok(mount::unmount(&rootfs, true)?),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Clears away what a run left whose monitor was killed. The caller holds the lock.
+pub(super) fn settle_locked(
+    container: &Container,
+    mut state: State,
+) -> Result<State, ContainerError> {
+    let unfinished = matches!(state.status, Status::Starting | Status::Running);
+    if container.path("runtime").exists() {
+        let runtime = Runtime::find(container.record.settings.runtime.as_deref())?;
+        runtime.call(container, &["delete", "--force"])?;
+    }
+    unmount(container)?;
+    if unfinished {
+        state.error = Some(died_of(&state).into());
+        state.status = Status::Dead;
+        state.exit_code.get_or_insert(255);
+        state.pid = None;
+        state.monitor = None;
+        container.write_state(&state)?;
+    }
+    Ok(state)
+}
+
+/// Why a run has no monitor any more.
+pub(super) fn died_of(state: &State) -> &'static str {
+    if state.boot == boot_id() {
+        "its monitor was killed"
+    } else {
+        "the machine was restarted"
+    }
+}
+
+/// What a new container is to be.
+#[derive(Clone, Debug)]
+pub struct NewContainer {
+    /// `None`: one is invented.
+    pub name: Option<String>,
+    /// The image, as it was named.
+    pub image: String,
+    /// Its id.
+    pub image_id: String,
+    /// Which platform of it, where one was asked for.
+    pub platform: Option<String>,
+    /// How it is run.
+    pub settings: Settings,
+}
+
+/// A container that is about to run: clients may connect.
+#[derive(Debug)]
+pub struct Starting {
+    name: String,
+    monitor: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+}
+
+impl Starting {
+    /// Starts the program; `size` is its terminal's, in rows and columns. Gives when it has been started.
+    pub fn go(mut self, size: Option<(u16, u16)>) -> Result<(), ContainerError> {
+        let line = match size {
+            Some((rows, columns)) => format!("go {rows} {columns}\n"),
+            None => "go\n".to_owned(),
+        };
+        self.to
+            .write_all(line.as_bytes())
+            .map_err(ContainerError::io("speak to", "the monitor"))?;
+        self.expect("started")
+    }
+
+    fn expect(&mut self, word: &str) -> Result<(), ContainerError> {
+        let mut line = String::new();
+        self.from
+            .read_line(&mut line)
+            .map_err(ContainerError::io("hear", "the monitor"))?;
+        let line = line.trim_end();
+        if line == word {
+            return Ok(());
+        }
+        let error = line
+            .strip_prefix("error ")
+            .and_then(|rest| rest.split_once(' '));
+        let answer = match error {
+            Some((code, text)) => ContainerError::Monitor {
+                code: code.parse().unwrap_or(125),
+                text: text.to_owned(),
+            },
+            None => ContainerError::State {
+                name: self.name.clone(),
+                is: "has lost its monitor".into(),
+                hint: "",
+            },
+        };
+        // It ends, or has ended.
+        if let Err(e) = self.monitor.wait() {
+            log::debug!("the monitor is not waited for: {e}");
+        }
+        Err(answer)
+    }
+}
+
+impl Containers {
+    /// Makes a container.
+    pub fn make(&self, new: NewContainer) -> Result<Container, ContainerError> {
+        self.create(new.name.as_deref(), |id, name| Record {
+            id,
+            name,
+            created: now(),
+            image: new.image,
+            image_id: new.image_id,
+            platform: new.platform,
+            settings: new.settings,
+        })
+    }
+
+    /// Prepares a run.
+    pub fn prepare(&self, container: &Container) -> Result<Starting, ContainerError> {
+        // Known at once, and not only after a mount.
+        Runtime::find(container.record.settings.runtime.as_deref())?;
+        let failed = || ContainerError::io::<io::Error>("start", "the monitor");
+        let mut monitor = Command::new("/proc/self/exe")
+            .arg0("acetate")
+            .arg("--root")
+            .arg(std::path::absolute(self.root()).map_err(failed())?)
+            .arg(MONITOR)
+            .arg(&container.record.id)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(failed())?;
+        let missing = || failed()(io::ErrorKind::BrokenPipe.into());
+        let to = monitor.stdin.take().ok_or_else(missing)?;
+        let from = BufReader::new(monitor.stdout.take().ok_or_else(missing)?);
+        let mut starting = Starting {
+            name: container.record.name.clone(),
+            monitor,
+            to,
+            from,
+        };
+        starting.expect("ready")?;
+        Ok(starting)
+    }
+
+    /// Removes a container that does not run; `force`: one that does is killed first. Its files go when what is
+    /// returned is dropped.
+    pub fn remove(
+        &self,
+        container: &Container,
+        force: bool,
+    ) -> Result<Option<Gone>, ContainerError> {
+        let Some(lock) = self.lock_for_removal(container, force)? else {
+            return Ok(None);
+        };
+        settle_locked(container, container.written_state()?)?;
+        let gone = self.set_aside(container)?;
+        drop(lock);
+        Ok(Some(gone))
+    }
+
+    /// `None`: it has removed itself meanwhile.
+    fn lock_for_removal(
+        &self,
+        container: &Container,
+        force: bool,
+    ) -> Result<Option<ContainerLock>, ContainerError> {
+        let brief = Duration::from_millis(100);
+        let begin = Instant::now();
+        loop {
+            match container.lock(brief) {
+                Ok(Some(lock)) => return Ok(Some(lock)),
+                // Its program has ended, and its monitor is about to.
+                Ok(None)
+                    if !force
+                        && begin.elapsed() < PATIENCE
+                        && container.written_state()?.finished.is_some() => {}
+                Ok(None) if !force => {
+                    return Err(ContainerError::State {
+                        name: container.record.name.clone(),
+                        is: "is running".into(),
+                        hint: "stop it before removing it, or use --force",
+                    });
+                }
+                Ok(None) if begin.elapsed() > KILL => {
+                    return Err(ContainerError::State {
+                        name: container.record.name.clone(),
+                        is: "does not end".into(),
+                        hint: "",
+                    });
+                }
+                Ok(None) => {}
+                Err(ContainerError::NoSuchContainer(_)) if force => return Ok(None),
+                Err(e) => return Err(e),
+            }
+            // Where it is just about to run, the signal comes too early.
+            if force
+                && let Ok(mut connection) = Connection::open(container, false)
+                && let Err(e) = connection
+                    .signal(libc::SIGKILL)
+                    .and_then(|()| connection.wait(AGAIN))
+            {
+                log::debug!("{e}");
+            }
+        }
+    }
+
+    /// Runs `work` on the root filesystem of a container, which is mounted for that where it is not.
+    pub fn with_rootfs<T, E: From<ContainerError>>(
+        &self,
+        container: &Container,
+        work: impl FnOnce(&Path) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let rootfs = container.path("rootfs");
+        let brief = Duration::from_millis(100);
+        let Some(_lock) = container.lock(brief)? else {
+            return work(&rootfs);
+        };
+        settle_locked(container, container.written_state()?)?;
+        mount::mount(
+            &mount_request(self.root(), container),
+            Background::Daemon,
+            None,
+        )
+        .map_err(ContainerError::from)?;
+        let done = work(&rootfs);
+        unmount(container)?;
+        done
+    }
+
+    /// What a container changes against its image, without the places that the runtime made to mount on.
+    pub fn changes(&self, container: &Container) -> Result<Vec<Change>, ContainerError> {
+        let mut changes = self.with_rootfs(container, |rootfs| {
+            Ok::<_, ContainerError>(mount::diff(rootfs)?)
+        })?;
+        let targets = bundle::targets(container);
+        changes.retain(|change| {
+            change.kind != ChangeKind::A || !targets.iter().any(|target| *target == change.path)
+        });
+        Ok(changes)
+    }
+}
+
+/// Asks a container to stop, and kills it after `patience`. One that does not run is stopped already.
+pub fn stop(container: &Container, patience: Duration) -> Result<(), ContainerError> {
+    if !container.is_held()? {
+        return Ok(());
+    }
+    let mut connection = match Connection::open(container, false) {
+        Ok(connection) => connection,
+        // It has ended meanwhile.
+        Err(_) if !container.is_held()? => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    let stop_signal = container.record.settings.stop_signal;
+    connection.signal(stop_signal)?;
+    if connection.wait(patience)?.is_none() {
+        connection.signal(libc::SIGKILL)?;
+        if connection.wait(KILL)?.is_none() {
+            return Err(ContainerError::State {
+                name: container.record.name.clone(),
+                is: "does not end, though it was killed".into(),
+                hint: "",
+            });
+        }
+    }
+    released(container)
+}
+
+/// Waits until the monitor of a container whose program has ended is gone.
+fn released(container: &Container) -> Result<(), ContainerError> {
+    match container.lock(PATIENCE) {
+        Ok(_) | Err(ContainerError::NoSuchContainer(_)) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+/// Sends the program of a container a signal.
+pub fn kill(container: &Container, signal: i32) -> Result<(), ContainerError> {
+    if container.state()?.status != Status::Running {
+        return Err(not_running(container));
+    }
+    let mut connection = Connection::open(container, false)?;
+    connection.signal(signal)?;
+    if signal == libc::SIGKILL {
+        connection.wait(KILL)?;
+        released(container)?;
+    }
+    Ok(())
+}
+
+pub(super) fn not_running(container: &Container) -> ContainerError {
+    ContainerError::State {
+        name: container.record.name.clone(),
+        is: "is not running".into(),
+        hint: "",
+    }
+}
+
+/// Waits until a container does not run any more; gives its exit code.
+pub fn wait(container: &Container) -> Result<u8, ContainerError> {
+    loop {
+        if let Ok(mut connection) = Connection::open(container, false)
+            && let Some(code) = connection.wait(Duration::MAX)?
+        {
+            released(container)?;
+            return Ok(code);
+        }
+        if !container.is_held()? {
+            return Ok(container.state()?.exit_code.unwrap_or(0));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Lets the files of containers go in a process of its own.
+pub fn discard_in_background(gone: Vec<Gone>) {
+    if gone.is_empty() {
+        return;
+    }
+    match fork_daemon() {
+        Ok(Forked::Parent {
+            mut from_daemon, ..
+        }) => {
+            // Until it would outlive this process.
+            let mut byte = [0];
+            if let Err(e) = io::Read::read_exact(&mut from_daemon, &mut byte) {
+                log::debug!("what is left is removed by the next command: {e}");
+            }
+            // The other process has them.
+            std::mem::forget(gone);
+        }
+        Ok(Forked::Daemon { mut to_parent }) => {
+            let told = outlive_starter()
+                .and_then(|()| detach_stdio())
+                .and_then(|()| to_parent.write_all(&[0]));
+            if let Err(e) = told {
+                log::debug!("the command is gone: {e}");
+            }
+            drop(to_parent);
+            drop(gone);
+            std::process::exit(0);
+        }
+        Err(e) => {
+            log::debug!("files are removed in this process: {e}");
+            drop(gone);
+        }
+    }
+}
+
+/// What is run beside a container's program.
+#[derive(Clone, Debug, Default)]
+pub struct Exec {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// `NAME=VALUE`, beside the container's.
+    pub env: Vec<String>,
+    /// Instead of the container's.
+    pub workdir: Option<String>,
+    /// Instead of the container's.
+    pub user: Option<String>,
+    /// With a terminal.
+    pub terminal: bool,
+}
+
+/// Runs a program in a running container, on this process's standard streams; gives its exit code.
+pub fn exec(container: &Container, exec: &Exec, input: bool) -> Result<u8, ContainerError> {
+    if container.state()?.status != Status::Running {
+        return Err(not_running(container));
+    }
+    let mut settings = container.record.settings.clone();
+    settings.command.clone_from(&exec.command);
+    settings.env.extend(exec.env.iter().cloned());
+    settings.terminal = exec.terminal;
+    if let Some(workdir) = &exec.workdir {
+        settings.workdir.clone_from(workdir);
+    }
+    let wanted = exec.user.as_ref().unwrap_or(&settings.user);
+    let user = users::find(&container.path("rootfs"), wanted)?;
+    let process = bundle::process(&settings, &user, None)?;
+    let this = std::process::id();
+    let file = container.path(&format!("exec-{this}.json"));
+    let log = container.path(&format!("exec-{this}.log"));
+    bundle::write(&file, &process)?;
+    let runtime = Runtime::find(settings.runtime.as_deref())?;
+    let mut command = runtime.command(container, &log, &["exec", "--process"]);
+    command.arg(&file).arg(&container.record.id);
+    if !input {
+        command.stdin(Stdio::null());
+    }
+    let status =
+        super::client::run_forwarding(command).map_err(ContainerError::io("run", "the runtime"));
+    let said = runtime.said(&log);
+    super::runtime::remove_if_there(&file);
+    super::runtime::remove_if_there(&log);
+    let code = super::runtime::code_of(status?);
+    match said {
+        Some(said) if code != 0 => Err(runtime.refusal(Some(said))),
+        _ => Ok(code),
+    }
+}
+
+/// Does `work` while no process of a running container runs.
+pub fn paused<T, E: From<ContainerError>>(
+    container: &Container,
+    work: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    let runtime = Runtime::find(container.record.settings.runtime.as_deref())?;
+    runtime.call(container, &["pause"])?;
+    let done = work();
+    match runtime.call(container, &["resume"]) {
+        // It has been killed meanwhile.
+        Err(e) if container.is_held()? => Err(e.into()),
+        _ => done,
+    }
+}
+
+/// Whether a network was asked for that only engines make.
+pub fn network(name: &str) -> Result<Network, ContainerError> {
+    match name {
+        "none" => Ok(Network::None),
+        "host" => Ok(Network::Host),
+        _ => Err(ContainerError::Usage(format!(
+            "network {name:?} is not made here: only none and host; bridges and port mapping are the engines' (podman, nerdctl)"
+        ))),
+    }
+}

@@ -1,0 +1,38 @@
+//! Containers: an image, a writable layer, and a program that an OCI runtime runs on them.
+//!
+//! - `record`: what the store keeps of a container, and its locks;
+//! - `names`: names and ids;
+//! - `lifecycle`: what commands do with containers;
+//! - `monitor`: the process that looks after a run;
+//! - `protocol`, `client`: what is said to it, and by whom;
+//! - `parse`: settings, as users and images write them;
+//! - `bundle`, `users`, `runtime`: what the runtime is given, and how it is called;
+//! - `logs`: the output that is kept.
+//!
+//! Nothing of namespaces or cgroups is made here: that is the runtime's (crun's or runc's).
+
+mod bundle;
+mod client;
+mod error;
+mod lifecycle;
+mod logs;
+mod monitor;
+mod names;
+pub mod parse;
+mod protocol;
+mod record;
+mod runtime;
+mod users;
+
+pub use client::{Attachment, Connection, Ended, parse_keys, terminal_size};
+pub use error::ContainerError;
+pub use lifecycle::{
+    Exec, MONITOR, NewContainer, Starting, discard_in_background, exec, kill, network, paused,
+    stop, wait,
+};
+pub use logs::{Entry, Stream, parse as parse_log};
+pub use monitor::monitor;
+pub use names::is_valid as is_valid_name;
+pub use record::{
+    Container, Containers, Gone, Network, Record, Settings, State, Status, Ulimit, Volume,
+};

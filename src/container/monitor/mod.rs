@@ -1,0 +1,210 @@
+//! The process that looks after one run of a container, as conmon does for podman: it mounts the root filesystem, has
+//! the runtime start the program, holds the other ends of its standard streams, writes the log, serves those that are
+//! attached, takes the exit code, and cleans up.
+//!
+//! It is started by a command, with which it speaks by lines on its standard streams:
+//!
+//! ```text
+//! monitor: ready                     everything is prepared, clients may connect to attach.sock
+//! command: go [ROWS COLUMNS]         start the program; where this does not come, the run is given up
+//! monitor: started | error CODE TEXT
+//! ```
+//!
+//! It has one thread, and nothing in its loop waits for anybody: a client that does not read holds the output back for
+//! a while, and is dropped then.
+
+mod clients;
+mod run;
+mod streams;
+
+use std::io::{self, Write};
+use std::os::fd::IntoRawFd;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::error::ContainerError;
+use super::lifecycle;
+use super::record::{Container, Containers, Gone, State, Status, boot_id, now};
+use super::runtime::Runtime;
+use super::{bundle, users};
+use crate::mount::{self, Background};
+use run::Run;
+
+/// How long a command that works on the container, or its last monitor, may keep its lock.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Looks after one run of the container with this id; gives the exit code of the process. To be called by a process
+/// that has done nothing yet.
+pub fn monitor(root: &Path, id: &str) -> u8 {
+    match serve(root, id) {
+        Ok(()) => 0,
+        Err(e) => {
+            log::error!("{e}");
+            // The command may be gone.
+            if let Err(e) = tell_error(&e) {
+                log::debug!("nobody waits for the error: {e}");
+            }
+            1
+        }
+    }
+}
+
+fn tell(line: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(line.as_bytes())?;
+    out.write_all(b"\n")?;
+    out.flush()
+}
+
+fn tell_error(error: &ContainerError) -> io::Result<()> {
+    let text = error.to_string().replace('\n', " ");
+    tell(&format!("error {} {text}", error.run_code()))
+}
+
+fn call<T>(what: &'static str, result: io::Result<T>) -> Result<T, ContainerError> {
+    result.map_err(ContainerError::io(what, "the monitor"))
+}
+
+fn serve(root: &Path, id: &str) -> Result<(), ContainerError> {
+    // Of a session of its own, and with everything that the runtime leaves behind as its child.
+    call("detach", rustix::process::setsid().map_err(Into::into))?;
+    let this = rustix::process::getpid();
+    call(
+        "adopt the children of",
+        rustix::process::set_child_subreaper(Some(this)).map_err(Into::into),
+    )?;
+    call("leave its directory for", std::env::set_current_dir("/"))?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+
+    let container = Container::open(root.join("containers").join(id))?;
+    let Some(lock) = container.lock(PATIENCE)? else {
+        return Err(ContainerError::State {
+            name: container.record.name.clone(),
+            is: "is running already, or in use by another command".into(),
+            hint: "",
+        });
+    };
+    // Until this process ends. The daemon, which is forked off it, closes what it has not opened itself.
+    let _held = lock.into_file().into_raw_fd();
+    let runtime = Runtime::find(container.record.settings.runtime.as_deref())?;
+    let before = container.written_state()?;
+    let before = lifecycle::settle_locked(&container, before)?;
+    let mut state = State {
+        status: Status::Starting,
+        monitor: Some(std::process::id()),
+        boot: boot_id(),
+        ..State::default()
+    };
+    container.write_state(&state)?;
+    let outcome = prepare(root, &container)
+        .and_then(|user| Run::new(&container, &runtime, user))
+        .and_then(|mut run| run.serve(&mut state));
+    finish(root, &container, &runtime, before, state, outcome)
+}
+
+/// Mounts, and finds out what has to be known of the root filesystem. Before this process has anything else open.
+fn prepare(root: &Path, container: &Container) -> Result<users::User, ContainerError> {
+    let request = lifecycle::mount_request(root, container);
+    mount::mount(&request, Background::Daemon, None)?;
+    bundle::write_host_files(container)?;
+    users::find(&container.path("rootfs"), &container.record.settings.user)
+}
+
+/// How a run came to its end.
+pub(super) enum End {
+    /// The program ended with this code.
+    Exited(u8),
+    /// The daemon of the mount died, and the program was killed.
+    MountDied,
+    /// The command that started the monitor ended before it said go.
+    GivenUp,
+}
+
+/// Takes away what a run needs, writes what has become of it, and tells whoever waits.
+fn finish(
+    root: &Path,
+    container: &Container,
+    runtime: &Runtime,
+    before: State,
+    mut state: State,
+    outcome: Result<(End, clients::Clients), ContainerError>,
+) -> Result<(), ContainerError> {
+    if container.path("runtime").exists() {
+        let deleted = runtime.call(container, &["delete", "--force"]);
+        if let Err(e) = deleted {
+            log::warn!("{e}");
+        }
+    }
+    let unmounted = lifecycle::unmount(container);
+    if let Err(e) = &unmounted {
+        log::warn!("{e}");
+    }
+    state.pid = None;
+    state.monitor = None;
+    let result = match outcome {
+        Ok((end, clients)) => {
+            state.finished = Some(now());
+            match end {
+                End::Exited(code) => {
+                    state.status = Status::Exited;
+                    state.exit_code = Some(code);
+                }
+                End::MountDied => {
+                    state.status = Status::Dead;
+                    state.exit_code = Some(137);
+                    state.error = Some("the daemon of its root filesystem died".into());
+                }
+                End::GivenUp => state = before,
+            }
+            let code = state.exit_code.unwrap_or(255);
+            let ended = close(root, container, &state);
+            clients.dismiss(code);
+            ended.map(drop)
+        }
+        Err(e) => {
+            state = State {
+                status: match before.status {
+                    Status::Created => Status::Created,
+                    _ => Status::Exited,
+                },
+                exit_code: Some(e.run_code()),
+                error: Some(e.to_string()),
+                ..before
+            };
+            close(root, container, &state)?;
+            Err(e)
+        }
+    };
+    result.and(unmounted)
+}
+
+/// Writes the last state; or takes the container away, where that was asked for. Its files go when what is returned is
+/// dropped.
+fn close(
+    root: &Path,
+    container: &Container,
+    state: &State,
+) -> Result<Option<Gone>, ContainerError> {
+    container.write_state(state)?;
+    if container.record.settings.remove {
+        return Ok(Some(Containers::new(root).set_aside(container)?));
+    }
+    Ok(None)
+}
+
+/// From here on only the loop takes signals. The runtime and the container are started without any blocked.
+fn signals() -> Result<SignalFd, ContainerError> {
+    let set = SigSet::from_iter([
+        Signal::SIGCHLD,
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGPIPE,
+    ]);
+    call("block signals for", set.thread_block().map_err(Into::into))?;
+    let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);
+    call("take signals for", fd.map_err(Into::into))
+}

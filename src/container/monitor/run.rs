@@ -1,0 +1,445 @@
+//! One run: the loop of the monitor.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+use rustix::process::{Pid, WaitOptions, WaitStatus};
+
+use super::super::error::ContainerError;
+use super::super::logs::{self, Stream};
+use super::super::protocol::Frame;
+use super::super::record::{Container, State, Status, now};
+use super::super::runtime::{Runtime, code_of, remove_if_there};
+use super::super::users::User;
+use super::super::{bundle, lifecycle};
+use super::clients::Clients;
+use super::streams::Streams;
+use super::{End, call, signals, tell};
+use crate::mount;
+use crate::sys::daemon::detach_stdio;
+
+/// How long the output of a program that has ended may take to come to its end.
+const DRAIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether a client that is behind has to be dropped.
+const LOOK: u16 = 500;
+
+/// What there is to be heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Signals,
+    Command,
+    Console,
+    Listener,
+    Output(usize),
+    Input,
+    Client,
+}
+
+/// How far it has come.
+#[derive(Debug)]
+enum Phase {
+    /// The command has not said go.
+    Waiting,
+    /// The runtime, with this process, is starting the program.
+    Starting(i32),
+    /// The program runs as this process.
+    Running(i32),
+}
+
+/// A run of a container.
+pub(super) struct Run<'a> {
+    container: &'a Container,
+    runtime: &'a Runtime,
+    user: User,
+    signals: SignalFd,
+    clients: Clients,
+    streams: Streams,
+    console: Option<(File, UnixListener)>,
+    log: File,
+    phase: Phase,
+    /// The daemon of the mount, a child of this process.
+    daemon: i32,
+    /// Children that ended before it was known who they were.
+    ended: HashMap<i32, WaitStatus>,
+    command: Vec<u8>,
+    command_gone: bool,
+}
+
+impl<'a> Run<'a> {
+    /// Gets everything ready for clients and the program. The root filesystem is mounted.
+    pub(super) fn new(
+        container: &'a Container,
+        runtime: &'a Runtime,
+        user: User,
+    ) -> Result<Run<'a>, ContainerError> {
+        let daemon = mount::find(&container.path("rootfs"))?.pid;
+        let socket = container.path("attach.sock");
+        remove_if_there(&socket);
+        let listener = lifecycle::by_descriptor(&socket, |path| UnixListener::bind(path))
+            .and_then(Clients::new)
+            .map_err(ContainerError::io("listen at", &socket))?;
+        let path = container.path("log");
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(&path)
+            .map_err(ContainerError::io("open the log", &path))?;
+        Ok(Run {
+            container,
+            runtime,
+            user,
+            signals: signals()?,
+            clients: listener,
+            streams: Streams::default(),
+            console: None,
+            log,
+            phase: Phase::Waiting,
+            daemon: i32::try_from(daemon).unwrap_or(i32::MAX),
+            ended: HashMap::new(),
+            command: Vec::new(),
+            command_gone: false,
+        })
+    }
+
+    /// Runs the program to its end.
+    pub(super) fn serve(&mut self, state: &mut State) -> Result<(End, Clients), ContainerError> {
+        call("answer from", tell("ready"))?;
+        let end = loop {
+            let ready = call("wait in", self.wait())?;
+            if let Some(end) = self.handle(&ready, state)? {
+                break end;
+            }
+        };
+        if matches!(end, End::MountDied) {
+            // Without its root filesystem it can do nothing any more.
+            self.signal(Signal::SIGKILL as i32);
+        }
+        self.drain();
+        let clients = Clients::new(call("listen in", self.clients.listener.try_clone())?);
+        let empty = call("listen in", clients)?;
+        Ok((end, std::mem::replace(&mut self.clients, empty)))
+    }
+
+    /// Waits for something to happen.
+    fn wait(&mut self) -> io::Result<Vec<Source>> {
+        let behind = self.clients.are_behind();
+        let mut watched: Vec<(Source, BorrowedFd<'_>, PollFlags)> =
+            vec![(Source::Signals, self.signals.as_fd(), PollFlags::POLLIN)];
+        let stdin = io::stdin();
+        if !self.command_gone {
+            watched.push((Source::Command, stdin.as_fd(), PollFlags::POLLIN));
+        }
+        if let Some((_, listener)) = &self.console {
+            watched.push((Source::Console, listener.as_fd(), PollFlags::POLLIN));
+        }
+        watched.push((
+            Source::Listener,
+            self.clients.listener.as_fd(),
+            PollFlags::POLLIN,
+        ));
+        // What the runtime itself prints while it starts is in its log as well.
+        if matches!(self.phase, Phase::Running(_)) && !behind {
+            for (at, (_, file)) in self.streams.outputs.iter().enumerate() {
+                watched.push((Source::Output(at), file.as_fd(), PollFlags::POLLIN));
+            }
+        }
+        if let Some(input) = self
+            .streams
+            .input
+            .as_ref()
+            .filter(|_| self.streams.input_waits())
+        {
+            watched.push((Source::Input, input.as_fd(), PollFlags::POLLOUT));
+        }
+        for (socket, waits) in self.clients.sockets() {
+            let mut flags = PollFlags::POLLIN;
+            flags.set(PollFlags::POLLOUT, waits);
+            watched.push((Source::Client, socket.as_fd(), flags));
+        }
+        let mut fds: Vec<PollFd<'_>> = watched
+            .iter()
+            .map(|(_, fd, flags)| PollFd::new(*fd, *flags))
+            .collect();
+        let limit = if behind {
+            PollTimeout::from(LOOK)
+        } else {
+            PollTimeout::NONE
+        };
+        match poll(&mut fds, limit) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let mut ready: Vec<Source> = watched
+            .iter()
+            .zip(&fds)
+            .filter(|(_, fd)| fd.any().unwrap_or(false))
+            .map(|((source, _, _), _)| *source)
+            .collect();
+        ready.dedup();
+        Ok(ready)
+    }
+
+    fn handle(
+        &mut self,
+        ready: &[Source],
+        state: &mut State,
+    ) -> Result<Option<End>, ContainerError> {
+        // Outputs from the last to the first: one that ends is taken out.
+        for source in ready.iter().rev() {
+            match *source {
+                Source::Output(at) => self.output(at),
+                Source::Input => self.streams.write(),
+                Source::Listener => self.clients.accept(),
+                Source::Client => {
+                    self.clients.send();
+                    for frame in self.clients.receive() {
+                        self.obey(frame);
+                    }
+                }
+                Source::Console => {
+                    if let Some((_, listener)) = self.console.take() {
+                        let taken = self.streams.take_terminal(&listener);
+                        call("take the terminal for", taken)?;
+                        remove_if_there(&self.container.path("console.sock"));
+                    }
+                }
+                Source::Command => {
+                    if let Some(end) = self.listen()? {
+                        return Ok(Some(end));
+                    }
+                }
+                Source::Signals => {
+                    if let Some(end) = self.on_signals(state)? {
+                        return Ok(Some(end));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn obey(&mut self, frame: Frame) {
+        match frame {
+            Frame::Input(bytes) => self.streams.put(&bytes),
+            Frame::InputEnd => self.streams.end_input(),
+            Frame::Resize(rows, columns) => self.streams.resize(rows, columns),
+            Frame::Signal(number) => self.signal(number),
+            _ => {}
+        }
+    }
+
+    /// Sends the program a signal. Its number cannot be another process's: this one has not waited for it yet.
+    fn signal(&self, number: i32) {
+        let Phase::Running(pid) = self.phase else {
+            return;
+        };
+        let sent = Signal::try_from(number)
+            .and_then(|signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal));
+        if let Err(e) = sent {
+            log::warn!("signal {number} is not sent: {e}");
+        }
+    }
+
+    fn output(&mut self, at: usize) {
+        let Some((stream, _)) = self.streams.outputs.get(at) else {
+            return;
+        };
+        let stream = *stream;
+        match self.streams.read(at) {
+            Some(bytes) if bytes.is_empty() => {}
+            Some(bytes) => {
+                if let Err(e) = logs::append(&mut self.log, stream, &bytes) {
+                    log::warn!("output is lost to the log: {e}");
+                }
+                self.clients.show(&match stream {
+                    Stream::Output => Frame::Output(bytes),
+                    Stream::Error => Frame::Error(bytes),
+                });
+            }
+            None => drop(self.streams.outputs.remove(at)),
+        }
+    }
+
+    /// What the command says: to go.
+    fn listen(&mut self) -> Result<Option<End>, ContainerError> {
+        let mut buffer = [0; 256];
+        let length = call("listen to the command in", io::stdin().read(&mut buffer))?;
+        self.command.extend_from_slice(&buffer[..length]);
+        if length == 0 {
+            self.command_gone = true;
+            let waiting = matches!(self.phase, Phase::Waiting);
+            return Ok(waiting.then_some(End::GivenUp));
+        }
+        if self.command.ends_with(b"\n") && matches!(self.phase, Phase::Waiting) {
+            let line = String::from_utf8_lossy(&self.command).into_owned();
+            let mut numbers = line.split_whitespace().skip(1).map(str::parse::<u16>);
+            let size = match (numbers.next(), numbers.next()) {
+                (Some(Ok(rows)), Some(Ok(columns))) => Some((rows, columns)),
+                _ => None,
+            };
+            self.start(size)?;
+        }
+        Ok(None)
+    }
+
+    fn runtime_log(&self) -> PathBuf {
+        self.container.path("runtime-start.log")
+    }
+
+    fn start(&mut self, size: Option<(u16, u16)>) -> Result<(), ContainerError> {
+        let container = self.container;
+        let settings = &container.record.settings;
+        bundle::write_config(container, &self.user, size)?;
+        let log = self.runtime_log();
+        remove_if_there(&log);
+        let pid_file = container.path("pid");
+        remove_if_there(&pid_file);
+        let words = ["run", "--detach", "--bundle"];
+        let mut command = self.runtime.command(container, &log, &words);
+        command.arg(&container.dir).arg("--pid-file").arg(&pid_file);
+        if settings.terminal {
+            // A socket's path is short, and the store's need not be.
+            let path = container.path("console.sock");
+            remove_if_there(&path);
+            let failed = || ContainerError::io::<io::Error>("listen at", &path);
+            let dir = File::open(&container.dir).map_err(failed())?;
+            let listener = lifecycle::by_descriptor(&path, |path| UnixListener::bind(path))
+                .map_err(failed())?;
+            let reached = format!(
+                "/proc/{}/fd/{}/console.sock",
+                std::process::id(),
+                dir.as_raw_fd()
+            );
+            command.arg("--console-socket").arg(reached);
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            self.console = Some((dir, listener));
+            self.streams = Streams::terminal(size);
+        } else {
+            let streams = Streams::pipes(&mut command, settings.interactive);
+            self.streams = call("make pipes for", streams)?;
+        }
+        command.arg(&container.record.id);
+        let child = call("run the runtime for", command.spawn())?;
+        self.phase = Phase::Starting(i32::try_from(child.id()).unwrap_or(i32::MAX));
+        Ok(())
+    }
+
+    fn on_signals(&mut self, state: &mut State) -> Result<Option<End>, ContainerError> {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            if i32::try_from(info.ssi_signo) == Ok(Signal::SIGTERM as i32) {
+                self.signal(self.container.record.settings.stop_signal);
+            }
+        }
+        loop {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    if let Some(end) = self.child_ended(pid, status, state)? {
+                        return Ok(Some(end));
+                    }
+                }
+                Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(None),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return call("wait for the children of", Err(e.into())),
+            }
+        }
+    }
+
+    fn child_ended(
+        &mut self,
+        pid: Pid,
+        status: WaitStatus,
+        state: &mut State,
+    ) -> Result<Option<End>, ContainerError> {
+        let pid = pid.as_raw_pid();
+        if pid == self.daemon {
+            return Ok(Some(End::MountDied));
+        }
+        match self.phase {
+            Phase::Starting(runtime) if runtime == pid => self.started(status, state),
+            Phase::Running(program) if program == pid => Ok(Some(End::Exited(code_of(status)))),
+            Phase::Running(_) => Ok(None),
+            _ => {
+                self.ended.insert(pid, status);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The runtime has done its work, or not.
+    fn started(
+        &mut self,
+        status: WaitStatus,
+        state: &mut State,
+    ) -> Result<Option<End>, ContainerError> {
+        let log = self.runtime_log();
+        if status.exit_status() != Some(0) {
+            return Err(self.runtime.refusal(self.runtime.said(&log)));
+        }
+        remove_if_there(&log);
+        let path = self.container.path("pid");
+        let text = std::fs::read_to_string(&path).map_err(ContainerError::io("read", &path))?;
+        let pid: i32 = text.trim().parse().map_err(|_| ContainerError::Runtime {
+            runtime: path.display().to_string(),
+            text: "it holds no process number".into(),
+        })?;
+        self.phase = Phase::Running(pid);
+        // The terminal was sent before the runtime ended.
+        if let Some((_, listener)) = self.console.take() {
+            call(
+                "take the terminal for",
+                self.streams.take_terminal(&listener),
+            )?;
+            remove_if_there(&self.container.path("console.sock"));
+        }
+        state.status = Status::Running;
+        state.pid = Some(pid);
+        state.started = Some(now());
+        self.container.write_state(state)?;
+        if let Err(e) = tell("started") {
+            log::debug!("the command is gone: {e}");
+        }
+        self.command_gone = true;
+        call("let the command go from", detach_stdio())?;
+        self.streams.write();
+        let ended = self.ended.remove(&pid);
+        self.ended.clear();
+        Ok(ended.map(|status| End::Exited(code_of(status))))
+    }
+
+    /// Takes what is left of the output.
+    fn drain(&mut self) {
+        let begin = Instant::now();
+        while !self.streams.outputs.is_empty() && begin.elapsed() < DRAIN {
+            let mut fds: Vec<PollFd<'_>> = self
+                .streams
+                .outputs
+                .iter()
+                .map(|(_, file)| PollFd::new(file.as_fd(), PollFlags::POLLIN))
+                .collect();
+            if poll(&mut fds, PollTimeout::from(LOOK)).is_err() {
+                continue;
+            }
+            let ready: Vec<usize> = fds
+                .iter()
+                .enumerate()
+                .filter(|(_, fd)| fd.any().unwrap_or(false))
+                .map(|(at, _)| at)
+                .collect();
+            for at in ready.into_iter().rev() {
+                self.output(at);
+            }
+        }
+    }
+}

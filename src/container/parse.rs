@@ -1,0 +1,312 @@
+//! What users write of a container's settings, and what an image's configuration says of them. Nothing is touched here.
+
+use std::path::{Component, Path};
+
+use nix::sys::signal::Signal;
+use oci_spec::image::ImageConfiguration;
+
+use super::bundle::{capability, is_propagation};
+use super::error::ContainerError;
+use super::record::{Settings, Ulimit, Volume};
+
+fn usage<T>(text: String) -> Result<T, ContainerError> {
+    Err(ContainerError::Usage(text))
+}
+
+/// What must hold of a path in a container.
+fn is_plain_absolute(path: &str) -> bool {
+    path.starts_with('/')
+        && !path.contains('\0')
+        && Path::new(path)
+            .components()
+            .all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
+}
+
+/// Reads `HOST-DIR:CONTAINER-DIR[:OPTIONS]`.
+pub fn volume(text: &str) -> Result<Volume, ContainerError> {
+    let wrong = |why: &str| usage(format!("volume {text:?}: {why}"));
+    let mut fields = text.splitn(3, ':');
+    let (Some(source), Some(target)) = (fields.next(), fields.next()) else {
+        return wrong("write it as HOST-DIRECTORY:CONTAINER-DIRECTORY[:ro]");
+    };
+    if !source.starts_with('/') && !source.starts_with('.') {
+        return wrong("named volumes are not made here: name a directory, such as ./data:/data");
+    }
+    if !is_plain_absolute(target) || target.trim_end_matches('/').is_empty() {
+        return wrong(
+            "the directory in the container must be an absolute path without .., and not /",
+        );
+    }
+    let mut options = Vec::new();
+    for option in fields.next().unwrap_or_default().split(',') {
+        match option {
+            "" => {}
+            "ro" | "rw" => options.push(option.to_owned()),
+            option if is_propagation(option) => options.push(option.to_owned()),
+            _ => {
+                return wrong(&format!(
+                    "unknown option {option:?}: ro, rw and the kinds of propagation are known"
+                ));
+            }
+        }
+    }
+    let absolute = std::path::absolute(source).map_err(ContainerError::io("find", source))?;
+    let Some(source) = absolute.to_str() else {
+        return wrong("the path is no UTF-8, which the runtime's configuration must be");
+    };
+    Ok(Volume {
+        source: source.to_owned(),
+        target: target.to_owned(),
+        options,
+    })
+}
+
+/// Reads `NAME=SOFT[:HARD]`.
+pub fn ulimit(text: &str) -> Result<Ulimit, ContainerError> {
+    const NAMES: [&str; 16] = [
+        "as",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    ];
+    let number = |text: &str| match text {
+        "unlimited" | "-1" => Some(u64::MAX),
+        _ => text.parse().ok(),
+    };
+    let read = || {
+        let (name, limits) = text.split_once('=')?;
+        let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
+        let (soft, hard) = (number(soft)?, number(hard)?);
+        (NAMES.contains(&name) && soft <= hard).then(|| Ulimit {
+            name: format!("RLIMIT_{}", name.to_ascii_uppercase()),
+            soft,
+            hard,
+        })
+    };
+    match read() {
+        Some(limit) => Ok(limit),
+        None => usage(format!(
+            "ulimit {text:?}: write it as NAME=SOFT[:HARD], such as nofile=1024:2048"
+        )),
+    }
+}
+
+/// Reads the name or number of a signal.
+pub fn signal(text: &str) -> Result<i32, ContainerError> {
+    if let Ok(number @ 1..=64) = text.parse::<i32>() {
+        return Ok(number);
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = if upper.starts_with("SIG") {
+        upper
+    } else {
+        format!("SIG{upper}")
+    };
+    match name.parse::<Signal>() {
+        Ok(signal) => Ok(signal as i32),
+        Err(_) => usage(format!("invalid signal: {text}")),
+    }
+}
+
+/// Reads the name of a capability, or `ALL`.
+pub fn capability_name(text: &str) -> Result<String, ContainerError> {
+    if text.eq_ignore_ascii_case("all") {
+        return Ok("ALL".into());
+    }
+    match capability(text) {
+        Some(name) => Ok(name),
+        None => usage(format!("unknown capability: {text}")),
+    }
+}
+
+/// Sets variables, the later of two with a name in the place of the earlier. A name without a value is this process's
+/// variable, if there is one.
+pub fn set_env(env: &mut Vec<String>, assignments: &[String]) -> Result<(), ContainerError> {
+    for assignment in assignments {
+        let (name, value) = match assignment.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (assignment.as_str(), std::env::var(assignment).ok()),
+        };
+        if name.is_empty() || assignment.contains('\0') {
+            return usage(format!("invalid environment variable: {assignment:?}"));
+        }
+        env.retain(|e| e.split('=').next() != Some(name));
+        if let Some(value) = value {
+            env.push(format!("{name}={value}"));
+        }
+    }
+    Ok(())
+}
+
+/// The variables of a file: one a line, `#` begins a comment.
+pub fn env_file(path: &Path) -> Result<Vec<String>, ContainerError> {
+    let text = std::fs::read_to_string(path).map_err(ContainerError::io("read", path))?;
+    Ok(text
+        .lines()
+        .map(str::trim_start)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect())
+}
+
+/// The settings that an image asks for. `entrypoint` and `arguments` take the place of its own.
+pub fn from_image(
+    image: &str,
+    config: &ImageConfiguration,
+    entrypoint: Option<&str>,
+    arguments: &[String],
+) -> Result<Settings, ContainerError> {
+    let wrong = |why: String| ContainerError::ImageConfig {
+        image: image.to_owned(),
+        why,
+    };
+    let empty = oci_spec::image::Config::default();
+    let config = config.config().as_ref().unwrap_or(&empty);
+    let given = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
+    let mut command = match entrypoint {
+        Some("") => Vec::new(),
+        Some(program) => vec![program.to_owned()],
+        None => given(config.entrypoint()),
+    };
+    if !arguments.is_empty() {
+        command.extend_from_slice(arguments);
+    } else if entrypoint.is_none() {
+        command.extend(given(config.cmd()));
+    }
+    if command.is_empty() {
+        return usage(format!(
+            "no command: name one, as image {image} has neither an entrypoint nor a command"
+        ));
+    }
+    if command.iter().any(|word| word.contains('\0')) {
+        return Err(wrong("its command has a zero byte".into()));
+    }
+    let workdir = config
+        .working_dir()
+        .clone()
+        .filter(|dir| !dir.is_empty())
+        .unwrap_or_else(|| "/".into());
+    if !is_plain_absolute(&workdir) {
+        return Err(wrong(format!("{workdir:?} is no working directory")));
+    }
+    for path in config.volumes().iter().flatten() {
+        if !is_plain_absolute(path) {
+            return Err(wrong(format!(
+                "{path:?} is no place for a volume: it must be an absolute path without .."
+            )));
+        }
+    }
+    let mut env = Vec::new();
+    set_env(&mut env, &given(config.env())).map_err(|e| wrong(e.to_string()))?;
+    let stop_signal = match config.stop_signal() {
+        Some(name) => signal(name).map_err(|e| wrong(e.to_string()))?,
+        None => Signal::SIGTERM as i32,
+    };
+    Ok(Settings {
+        command,
+        env,
+        workdir,
+        user: config.user().clone().unwrap_or_default(),
+        stop_signal,
+        labels: config
+            .labels()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
+        ..Settings::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes() {
+        let plain = volume("/a:/b").unwrap();
+        assert_eq!((plain.source.as_str(), plain.target.as_str()), ("/a", "/b"));
+        assert_eq!(volume("/a:/b:ro,rslave").unwrap().options, ["ro", "rslave"]);
+        assert!(volume("./a:/b").unwrap().source.ends_with("/a"));
+        for bad in [
+            "/a",
+            "data:/b",
+            "/a:b",
+            "/a:/",
+            "/a:/../b",
+            "/a:/b/../../c",
+            "/a:/b:frob",
+        ] {
+            assert!(volume(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn limits_signals_and_variables() {
+        let limit = ulimit("nofile=10:20").unwrap();
+        assert_eq!(
+            (limit.name.as_str(), limit.soft, limit.hard),
+            ("RLIMIT_NOFILE", 10, 20)
+        );
+        assert_eq!(ulimit("core=unlimited").unwrap().hard, u64::MAX);
+        for bad in ["nofile", "nofile=x", "frob=1", "nofile=20:10"] {
+            assert!(ulimit(bad).is_err(), "{bad}");
+        }
+        for (text, number) in [("TERM", 15), ("sigkill", 9), ("10", 10)] {
+            assert_eq!(signal(text).unwrap(), number);
+        }
+        assert!(signal("0").is_err() && signal("FROB").is_err());
+        let mut env = vec!["A=1".to_owned(), "B=2".to_owned()];
+        set_env(&mut env, &["A=3=4".to_owned(), "SURELY_NOT_SET".to_owned()]).unwrap();
+        assert_eq!(env, ["B=2", "A=3=4"]);
+        assert!(set_env(&mut env, &["=x".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn an_image_and_what_overrides_it() {
+        let config = |json: &str| -> ImageConfiguration {
+            let text = format!(
+                r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":[]}},"config":{json}}}"#
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        let both =
+            config(r#"{"Entrypoint":["/e","x"],"Cmd":["c"],"Env":["A=1"],"StopSignal":"SIGQUIT"}"#);
+        let words = |entrypoint, arguments: &[&str]| {
+            let arguments: Vec<String> = arguments.iter().map(|w| (*w).to_owned()).collect();
+            from_image("i", &both, entrypoint, &arguments).map(|s| s.command)
+        };
+        assert_eq!(words(None, &[]).unwrap(), ["/e", "x", "c"]);
+        assert_eq!(words(None, &["d"]).unwrap(), ["/e", "x", "d"]);
+        assert_eq!(words(Some("/f"), &["d"]).unwrap(), ["/f", "d"]);
+        assert_eq!(words(Some("/f"), &[]).unwrap(), ["/f"]);
+        assert!(words(Some(""), &[]).is_err());
+        let settings = from_image("i", &both, None, &[]).unwrap();
+        assert_eq!((settings.stop_signal, settings.workdir.as_str()), (3, "/"));
+        for hostile in [
+            r#"{"Cmd":["c"],"Volumes":{"/../../etc":{}}}"#,
+            r#"{"Cmd":["c"],"Volumes":{"data":{}}}"#,
+            r#"{"Cmd":["c"],"WorkingDir":"/a/../../b"}"#,
+            r#"{"Cmd":["c"],"Env":["=x"]}"#,
+            r#"{"Cmd":["c"],"StopSignal":"FROB"}"#,
+        ] {
+            let error = from_image("i", &config(hostile), None, &[]).unwrap_err();
+            assert!(
+                matches!(error, ContainerError::ImageConfig { .. }),
+                "{hostile}: {error}"
+            );
+        }
+    }
+}

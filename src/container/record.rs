@@ -1,0 +1,558 @@
+//! What the store keeps of containers, one folder each.
+//!
+//! ```text
+//! ROOT/containers/
+//!   lock                  held while a container is made, renamed or removed
+//!   ID/container.json     what was asked for (`Record`)
+//!   ID/state.json         what has become of it (`State`)
+//!   ID/lock               held exclusively by its monitor, or by a command that works on it while it does not run
+//!   ID/upper, work        the writable layer
+//!   ID/rootfs             where it is mounted while it runs
+//!   ID/config.json        the bundle, written at each start
+//!   ID/hosts, hostname, resolv.conf   bound over the files of these names
+//!   ID/log                its output
+//!   ID/attach.sock        where its monitor listens
+//!   ID/runtime/           what the runtime keeps
+//! ```
+//!
+//! Files are replaced by rename. A folder appears and goes whole, by rename too.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::error::ContainerError;
+use super::names;
+use crate::image::remove_tree;
+
+/// A folder on its way into being has this suffix.
+const NEW: &str = ".new";
+/// The fewest characters of an id that are taken for one.
+const MIN_ID: usize = 2;
+
+/// A directory of the host that the container sees.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Absolute.
+    pub source: String,
+    /// Absolute, in the container.
+    pub target: String,
+    /// Such as `ro` or `rprivate`.
+    pub options: Vec<String>,
+}
+
+/// A limit of resources.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ulimit {
+    /// As the runtime takes it, such as `RLIMIT_NOFILE`.
+    pub name: String,
+    /// The soft limit.
+    pub soft: u64,
+    /// The hard limit.
+    pub hard: u64,
+}
+
+/// What a container has of the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// Nothing but a loopback of its own.
+    #[default]
+    None,
+    /// The host's.
+    Host,
+}
+
+/// How a container is run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// `NAME=VALUE`, the image's first.
+    pub env: Vec<String>,
+    /// Where the program starts.
+    pub workdir: String,
+    /// `USER[:GROUP]`, by name or number; empty: root.
+    pub user: String,
+    /// Directories of the host.
+    pub volumes: Vec<Volume>,
+    /// The root filesystem refuses changes.
+    pub read_only: bool,
+    /// The network.
+    pub network: Network,
+    /// Its hostname; `None`: the beginning of the id, or the host's with its network.
+    pub hostname: Option<String>,
+    /// Limits.
+    pub ulimits: Vec<Ulimit>,
+    /// It has a terminal.
+    pub terminal: bool,
+    /// Its standard input is kept open.
+    pub interactive: bool,
+    /// It is removed at its end.
+    pub remove: bool,
+    /// The runtime that was named.
+    pub runtime: Option<PathBuf>,
+    /// What asks it to stop, by number.
+    pub stop_signal: i32,
+    /// Labels, the image's included.
+    pub labels: BTreeMap<String, String>,
+    /// Capabilities beyond the default ones.
+    pub cap_add: Vec<String>,
+    /// Default capabilities that it lacks.
+    pub cap_drop: Vec<String>,
+}
+
+/// A container, as it was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// 64 hexadecimal digits.
+    pub id: String,
+    /// Unique among the containers of the store.
+    pub name: String,
+    /// When it was made, in nanoseconds since the epoch.
+    pub created: u64,
+    /// The image, as it was named.
+    pub image: String,
+    /// The image's id, with its algorithm.
+    pub image_id: String,
+    /// Which platform of it, where one was asked for.
+    pub platform: Option<String>,
+    /// How it is run.
+    pub settings: Settings,
+}
+
+impl Record {
+    /// The id as people write it.
+    pub fn short_id(&self) -> &str {
+        self.id.get(..12).unwrap_or(&self.id)
+    }
+}
+
+/// What has become of a container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It has never run.
+    #[default]
+    Created,
+    /// Its monitor is about to run it.
+    Starting,
+    /// Its program runs.
+    Running,
+    /// Its program has ended.
+    Exited,
+    /// It did not end by itself: its monitor, its mount or the machine did.
+    Dead,
+}
+
+impl Status {
+    /// As it is written for users and in filters.
+    pub fn word(self) -> &'static str {
+        match self {
+            Status::Created | Status::Starting => "created",
+            Status::Running => "running",
+            Status::Exited => "exited",
+            Status::Dead => "dead",
+        }
+    }
+}
+
+/// The changing part.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// As its monitor last wrote it.
+    pub status: Status,
+    /// The program's process, while it runs.
+    pub pid: Option<i32>,
+    /// The process that looks after it.
+    pub monitor: Option<u32>,
+    /// Of the last run; 128 and the number of a signal.
+    pub exit_code: Option<u8>,
+    /// Why it could not be run, or why it is dead.
+    pub error: Option<String>,
+    /// When it was last started, in nanoseconds since the epoch.
+    pub started: Option<u64>,
+    /// When it last ended.
+    pub finished: Option<u64>,
+    /// The machine's boot in which it was last started.
+    pub boot: Option<String>,
+}
+
+/// All containers of a store.
+#[derive(Clone, Debug)]
+pub struct Containers {
+    /// Immutable: the store's.
+    root: PathBuf,
+}
+
+/// A container that was found.
+#[derive(Clone, Debug)]
+pub struct Container {
+    /// Immutable: its folder.
+    pub dir: PathBuf,
+    /// What was asked for.
+    pub record: Record,
+}
+
+/// The lock of a container; given back when dropped.
+#[derive(Debug)]
+pub(super) struct ContainerLock(File);
+
+impl ContainerLock {
+    /// The file that holds it.
+    pub(super) fn into_file(self) -> File {
+        self.0
+    }
+}
+
+/// Nanoseconds since the epoch.
+pub(super) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Tells this run of the machine from others.
+pub(super) fn boot_id() -> Option<String> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(text.trim().to_owned())
+}
+
+fn open_lock(path: &Path) -> Result<File, ContainerError> {
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(ContainerError::io("open the lock", path))
+}
+
+/// Writes a file in the place of another. `durable`: also after a power cut it is one of the two.
+fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), ContainerError> {
+    let failed = || ContainerError::io::<io::Error>("write", path);
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let mut file = File::create(&temporary).map_err(failed())?;
+    file.write_all(bytes).map_err(failed())?;
+    if durable {
+        file.sync_all().map_err(failed())?;
+    }
+    fs::rename(&temporary, path).map_err(failed())
+}
+
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, ContainerError> {
+    let bytes = fs::read(path).map_err(ContainerError::io("read", path))?;
+    serde_json::from_slice(&bytes).map_err(|source| ContainerError::Json {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn to_json<T: Serialize>(value: &T, path: &Path) -> Result<Vec<u8>, ContainerError> {
+    serde_json::to_vec_pretty(value).map_err(|source| ContainerError::Json {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+impl Containers {
+    /// Those of the store at `root`, which exists.
+    pub fn new(root: &Path) -> Containers {
+        Containers {
+            root: root.to_owned(),
+        }
+    }
+
+    /// The store's root.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.root.join("containers")
+    }
+
+    /// Held while names are given and taken.
+    fn lock(&self) -> Result<File, ContainerError> {
+        let dir = self.dir();
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&dir)
+            .map_err(ContainerError::io("create", &dir))?;
+        let path = dir.join("lock");
+        let file = open_lock(&path)?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive)
+            .map_err(ContainerError::io("lock", &path))?;
+        Ok(file)
+    }
+
+    /// All of them, the newest first.
+    pub fn list(&self) -> Result<Vec<Container>, ContainerError> {
+        let dir = self.dir();
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(ContainerError::io("read", &dir)(e)),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(ContainerError::io("read", &dir))?.path();
+            if !path.is_dir() || path.extension().is_some() {
+                continue;
+            }
+            match Container::open(path) {
+                Ok(container) => found.push(container),
+                // Removed meanwhile.
+                Err(ContainerError::Io { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound => {}
+                // One damaged container does not hide the others.
+                Err(e) => log::warn!("{e}"),
+            }
+        }
+        found.sort_by(|a, b| b.record.created.cmp(&a.record.created));
+        Ok(found)
+    }
+
+    /// The one that `text` names: by name, by id, or by the unique beginning of an id.
+    pub fn find(&self, text: &str) -> Result<Container, ContainerError> {
+        let mut all = self.list()?;
+        if let Some(at) = all
+            .iter()
+            .position(|c| c.record.name == text || c.record.id == text)
+        {
+            return Ok(all.swap_remove(at));
+        }
+        let missing = || ContainerError::NoSuchContainer(text.to_owned());
+        if text.len() < MIN_ID {
+            return Err(missing());
+        }
+        all.retain(|c| c.record.id.starts_with(text));
+        match all.len() {
+            1 => all.pop().ok_or_else(missing),
+            0 => Err(missing()),
+            _ => Err(ContainerError::Ambiguous {
+                prefix: text.to_owned(),
+                candidates: all.iter().map(|c| c.record.short_id().to_owned()).collect(),
+            }),
+        }
+    }
+
+    /// Makes a container, under this name or one that is invented.
+    pub(super) fn create(
+        &self,
+        name: Option<&str>,
+        record: impl FnOnce(String, String) -> Record,
+    ) -> Result<Container, ContainerError> {
+        let _lock = self.lock()?;
+        self.sweep_new()?;
+        let all = self.list()?;
+        let name = match name {
+            Some(name) => {
+                free(&all, name)?;
+                name.to_owned()
+            }
+            None => names::invent(|name| all.iter().any(|c| c.record.name == name))
+                .map_err(ContainerError::io("read", "/dev/urandom"))?,
+        };
+        let id = names::new_id().map_err(ContainerError::io("read", "/dev/urandom"))?;
+        let record = record(id.clone(), name);
+        let dir = self.dir().join(&id);
+        let new = self.dir().join(format!("{id}{NEW}"));
+        // Others than root need to pass on the way to the files that are bound into the container.
+        fs::DirBuilder::new()
+            .mode(0o711)
+            .create(&new)
+            .map_err(ContainerError::io("create", &new))?;
+        let made = || {
+            let rootfs = new.join("rootfs");
+            fs::create_dir(&rootfs).map_err(ContainerError::io("create", &rootfs))?;
+            open_lock(&new.join("lock"))?;
+            let durable = !record.settings.remove;
+            let path = new.join("container.json");
+            replace(&path, &to_json(&record, &path)?, durable)?;
+            let path = new.join("state.json");
+            replace(&path, &to_json(&State::default(), &path)?, durable)?;
+            fs::rename(&new, &dir).map_err(ContainerError::io("create", &dir))
+        };
+        if let Err(e) = made() {
+            self.sweep_new()?;
+            return Err(e);
+        }
+        Ok(Container { dir, record })
+    }
+
+    /// Takes away what was being made by commands that died. The caller holds the lock of names.
+    fn sweep_new(&self) -> Result<(), ContainerError> {
+        let dir = self.dir();
+        for entry in fs::read_dir(&dir).map_err(ContainerError::io("read", &dir))? {
+            let path = entry.map_err(ContainerError::io("read", &dir))?.path();
+            if path.extension().is_some_and(|e| e == "new") {
+                remove_tree(&path).map_err(ContainerError::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a container another name.
+    pub fn rename(&self, text: &str, name: &str) -> Result<(), ContainerError> {
+        let _lock = self.lock()?;
+        let mut container = self.find(text)?;
+        if container.record.name == name {
+            return Err(ContainerError::Usage(
+                "renaming a container to its own name changes nothing".into(),
+            ));
+        }
+        free(&self.list()?, name)?;
+        container.record.name = name.to_owned();
+        let path = container.dir.join("container.json");
+        replace(&path, &to_json(&container.record, &path)?, true)
+    }
+
+    /// Takes a container out of sight: its name is free, and its files are on their way out. The caller holds the
+    /// container's lock, and nothing is mounted there.
+    pub(super) fn set_aside(&self, container: &Container) -> Result<Gone, ContainerError> {
+        let _lock = self.lock()?;
+        let failed = || ContainerError::io::<io::Error>("remove", &container.dir);
+        // Where the store's next command sweeps what nobody holds.
+        let place = self
+            .root
+            .join("tmp")
+            .join(format!("container-{}", container.record.short_id()));
+        let held = File::open(&container.dir).map_err(failed())?;
+        rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| failed()(e.into()))?;
+        fs::rename(&container.dir, &place).map_err(failed())?;
+        Ok(Gone { place, _held: held })
+    }
+}
+
+/// The files of a container that is gone. Dropped, they go too; a process that dies before leaves them to the next.
+#[derive(Debug)]
+pub struct Gone {
+    place: PathBuf,
+    /// Tells others that somebody is at it.
+    _held: File,
+}
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        if let Err(e) = remove_tree(&self.place) {
+            log::warn!("{} is not removed: {e}", self.place.display());
+        }
+    }
+}
+
+fn free(all: &[Container], name: &str) -> Result<(), ContainerError> {
+    if !names::is_valid(name) {
+        return Err(ContainerError::InvalidName(name.to_owned()));
+    }
+    match all.iter().find(|c| c.record.name == name) {
+        Some(other) => Err(ContainerError::NameInUse {
+            name: name.to_owned(),
+            id: other.record.short_id().to_owned(),
+        }),
+        None => Ok(()),
+    }
+}
+
+impl Container {
+    /// Reads the one in this folder.
+    pub(super) fn open(dir: PathBuf) -> Result<Container, ContainerError> {
+        let record = read_json(&dir.join("container.json"))?;
+        Ok(Container { dir, record })
+    }
+
+    /// A file or folder of it.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// What its monitor last wrote.
+    pub(super) fn written_state(&self) -> Result<State, ContainerError> {
+        read_json(&self.path("state.json")).map_err(|e| self.gone(e))
+    }
+
+    /// A container whose folder went meanwhile does not exist.
+    fn gone(&self, error: ContainerError) -> ContainerError {
+        match &error {
+            ContainerError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                ContainerError::NoSuchContainer(self.record.name.clone())
+            }
+            _ => error,
+        }
+    }
+
+    /// Writes what has become of it. The caller holds its lock.
+    pub(super) fn write_state(&self, state: &State) -> Result<(), ContainerError> {
+        let path = self.path("state.json");
+        replace(&path, &to_json(state, &path)?, !self.record.settings.remove)
+    }
+
+    /// Whether its monitor lives, or another command works on it.
+    pub fn is_held(&self) -> Result<bool, ContainerError> {
+        let path = self.path("lock");
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(ContainerError::io("open the lock", &path)(e)),
+        };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            Err(e) => Err(ContainerError::io("lock", &path)(e)),
+        }
+    }
+
+    /// What has become of it, with what its monitor could not write any more.
+    pub fn state(&self) -> Result<State, ContainerError> {
+        // In this order: a monitor writes its last state before it gives up its lock.
+        let held = self.is_held()?;
+        let mut state = self.written_state()?;
+        let unfinished = matches!(state.status, Status::Starting | Status::Running);
+        if !held && unfinished {
+            state.status = Status::Dead;
+            state.error = Some(if state.boot == boot_id() {
+                "its monitor was killed".into()
+            } else {
+                "the machine was restarted".into()
+            });
+            state.exit_code.get_or_insert(255);
+        }
+        Ok(state)
+    }
+
+    /// Takes its lock within `patience`; `None` where somebody else keeps it.
+    pub(super) fn lock(&self, patience: Duration) -> Result<Option<ContainerLock>, ContainerError> {
+        let path = self.path("lock");
+        let begin = Instant::now();
+        let file = match File::options().read(true).write(true).open(&path) {
+            Ok(file) => file,
+            Err(e) => return Err(self.gone(ContainerError::io("open the lock", &path)(e))),
+        };
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) if begin.elapsed() < patience => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(ContainerError::io("lock", &path)(e)),
+            }
+        }
+        let mine = file.metadata().map_err(ContainerError::io("read", &path))?;
+        match fs::metadata(&path) {
+            Ok(there) if there.ino() == mine.ino() => Ok(Some(ContainerLock(file))),
+            // Its folder was removed, and the lock with it.
+            _ => Err(ContainerError::NoSuchContainer(self.record.name.clone())),
+        }
+    }
+}
