@@ -11,7 +11,7 @@
 //! ```text
 //!   cli          arguments, output, one file per subcommand
 //!    |
-//!   bench        what it costs, beside its rivals
+//!   bench, snapshotter   what it costs, beside its rivals  |  containerd's snapshots service
 //!    |
 //!   container    records, a monitor for each run, the OCI runtime
 //!    |
@@ -53,5 +53,7 @@ pub mod fuse;
 pub mod image;
 pub mod layer;
 pub mod mount;
+#[cfg(feature = "snapshotter")]
+pub mod snapshotter;
 pub mod sys;
 pub mod union;

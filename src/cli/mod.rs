@@ -27,6 +27,8 @@ mod pull;
 mod push;
 #[cfg(feature = "registry")]
 mod registry;
+#[cfg(feature = "snapshotter")]
+mod snapshotter;
 mod stats;
 mod umount;
 
@@ -68,6 +70,8 @@ enum Command {
     #[command(flatten)]
     Containers(container::ContainerCommand),
     Bench(bench::BenchArgs),
+    #[cfg(feature = "snapshotter")]
+    Snapshotter(snapshotter::SnapshotterArgs),
     Commit(image_commit::CommitArgs),
     Import(image_commit::ImportArgs),
     Export(image_commit::ExportArgs),
@@ -106,6 +110,10 @@ enum CliError {
     /// A program that ran ended with this code, which is the command's.
     #[error("exit code {0}")]
     Exit(u8),
+    /// The snapshotter.
+    #[cfg(feature = "snapshotter")]
+    #[error("{0}")]
+    Snapshotter(#[from] crate::snapshotter::ServeError),
     /// The store has damages, which were listed.
     #[error("the store is damaged in {0} places")]
     Damaged(usize),
@@ -126,6 +134,8 @@ impl CliError {
             CliError::Exit(code) => *code,
             CliError::Usage(_) | CliError::Bench(BenchError::Usage(_)) => 2,
             CliError::Bench(_) => 1,
+            #[cfg(feature = "snapshotter")]
+            CliError::Snapshotter(_) => 1,
             CliError::Image(_) | CliError::Damaged(_) | CliError::Output(_) => 1,
         }
     }
@@ -205,6 +215,8 @@ impl Cli {
             Command::Container(arguments) => arguments.run(self.root),
             Command::Containers(command) => command.run(self.root),
             Command::Bench(arguments) => arguments.run(),
+            #[cfg(feature = "snapshotter")]
+            Command::Snapshotter(arguments) => arguments.run(self.root),
             Command::Commit(arguments) => arguments.run(&store(self.root)?),
             Command::Import(arguments) => arguments.run(&store(self.root)?),
             Command::Export(arguments) => arguments.run(&store(self.root)?),
