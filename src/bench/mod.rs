@@ -15,8 +15,10 @@ mod error;
 mod machine;
 mod measure;
 pub mod report;
+pub mod rivals;
 mod scene;
 mod system;
+pub mod trace;
 
 pub use disk::Filesystem;
 pub use error::BenchError;

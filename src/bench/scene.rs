@@ -55,7 +55,7 @@ impl Scene {
     /// has any other thread.
     pub(super) fn new(base: &Path) -> Result<(Scene, Ending), BenchError> {
         let base = fs::canonicalize(base).map_err(at("no directory to work in:", base))?;
-        let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+        let signals = taken();
         signals
             .thread_block()
             .map_err(|e| at("cannot take signals in", &base)(e.into()))?;
@@ -188,6 +188,29 @@ impl Scene {
         Ok(status)
     }
 
+    /// The same with this program's own input, for a program that a person may talk to. Signals reach it as they would
+    /// without us.
+    pub(super) fn run_attended(&self, command: &mut Command) -> Result<ExitStatus, BenchError> {
+        let name = name_of(command);
+        let failed = |e: io::Error| BenchError::Program(name, e.to_string());
+        let mut child = self.make(
+            |child: &Child| Undo::Process(child.id()),
+            || {
+                let signals = taken();
+                // A program inherits what is held back.
+                let free = signals.thread_unblock().map_err(io::Error::from);
+                let child = free.and_then(|()| command.spawn());
+                let held = signals.thread_block().map_err(io::Error::from);
+                child
+                    .and_then(|child| held.map(|()| child))
+                    .map_err(|e| BenchError::Program(name_of(command), e.to_string()))
+            },
+        )?;
+        let status = child.wait().map_err(failed)?;
+        self.undone(&Undo::Process(child.id()));
+        Ok(status)
+    }
+
     /// Undoes everything and removes the directory.
     fn end(&self) {
         let mut inner = self.inner.lock();
@@ -247,6 +270,11 @@ impl Drop for Ending {
     fn drop(&mut self) {
         self.0.end();
     }
+}
+
+/// The signals that end a benchmark.
+fn taken() -> SigSet {
+    SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP])
 }
 
 fn kill_process(pid: u32) -> io::Result<()> {

@@ -169,8 +169,6 @@ pub(super) struct Place {
     pub(super) lowers: Vec<PathBuf>,
     /// Holds the upper, the workdir and the mount point.
     pub(super) private: PathBuf,
-    /// Who mounts it, if not this user.
-    pub(super) user: Option<u32>,
 }
 
 /// A mounted system, or the directory that stands for it.
@@ -202,11 +200,6 @@ impl System {
         let private = |name: &str| {
             let dir = place.private.join(name);
             fs::create_dir_all(&dir).map_err(at("cannot make", &dir))?;
-            if let Some(user) = place.user {
-                let group = Some(user);
-                std::os::unix::fs::chown(&dir, Some(user), group)
-                    .map_err(at("cannot give away", &dir))?;
-            }
             Ok::<_, BenchError>(dir)
         };
         if self.kind == Kind::Snapshot {
@@ -239,9 +232,6 @@ impl System {
             }
             let options = overlay_options(place, &upper, &work, self.options);
             command.arg("-o").arg(options).arg(&dir);
-        }
-        if let Some(user) = place.user {
-            command.uid(user).gid(user);
         }
         let daemon = if self.has_daemon() {
             Some(scene.serve_by(&dir, command.process_group(0))?)
@@ -330,7 +320,6 @@ mod tests {
             base: "/b".into(),
             lowers: vec!["t".into(), "base".into()],
             private: "/p".into(),
-            user: None,
         };
         let options = overlay_options(&place, Path::new("/u"), Path::new("/w"), "metacopy=on");
         assert_eq!(

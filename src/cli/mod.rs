@@ -214,7 +214,7 @@ impl Cli {
             Command::Image(arguments) => arguments.run(self.root),
             Command::Container(arguments) => arguments.run(self.root),
             Command::Containers(command) => command.run(self.root),
-            Command::Bench(arguments) => arguments.run(),
+            Command::Bench(arguments) => arguments.run(self.root),
             #[cfg(feature = "snapshotter")]
             Command::Snapshotter(arguments) => arguments.run(self.root),
             Command::Commit(arguments) => arguments.run(&store(self.root)?),

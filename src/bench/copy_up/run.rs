@@ -160,7 +160,6 @@ impl Stand {
             base: dir.join("layers"),
             lowers: files::lowers(depth),
             private: dir.join("private"),
-            user: None,
         })
     }
 

@@ -324,19 +324,27 @@ pub(super) fn dots(
     legend: &[(String, Style)],
     marked: Option<f64>,
 ) -> String {
-    const ROW: f64 = 26.0;
     const NAMES: f64 = 300.0;
     let across = 4;
     let legend_height = legend.len().div_ceil(across) as f64 * 20.0 + 14.0;
     let top = 10.0 + legend_height;
-    let bottom = top + rows.len() as f64 * ROW;
-    let height = bottom + 56.0;
     let (left, right) = (NAMES, WIDTH - 30.0);
     let all = rows
         .iter()
         .flat_map(|row| row.dots.iter().map(|d| d.0))
         .chain(marked);
     let x = Axis::decades(all, left, right);
+    let placed: Vec<(Vec<usize>, f64)> = rows
+        .iter()
+        .map(|row| {
+            let at: Vec<f64> = row.dots.iter().map(|dot| x.at(dot.0)).collect();
+            let lanes = lanes(&at);
+            let count = lanes.iter().max().map_or(1, |most| most + 1);
+            (lanes, (count as f64 * LANE + 8.0).max(24.0))
+        })
+        .collect();
+    let bottom = top + placed.iter().map(|(_, height)| height).sum::<f64>();
+    let height = bottom + 56.0;
     let mut out = open(title, height);
     for (i, (name, style)) in legend.iter().enumerate() {
         let at = 24.0 + (i % across) as f64 * 262.0;
@@ -372,8 +380,10 @@ pub(super) fn dots(
             ),
         );
     }
-    for (i, row) in rows.iter().enumerate() {
-        let y = top + (i as f64 + 0.5) * ROW;
+    let mut from = top;
+    for (row, (lanes, height)) in rows.iter().zip(&placed) {
+        let y = from + height / 2.0;
+        from += height;
         put(
             &mut out,
             format_args!(
@@ -383,7 +393,9 @@ pub(super) fn dots(
                 escape(&row.name)
             ),
         );
-        for (value, style, what) in &row.dots {
+        let count = lanes.iter().max().map_or(1, |most| most + 1);
+        for ((value, style, what), lane) in row.dots.iter().zip(lanes) {
+            let y = y + (*lane as f64 - (count - 1) as f64 / 2.0) * LANE;
             put(
                 &mut out,
                 format_args!(
@@ -398,6 +410,30 @@ pub(super) fn dots(
     }
     axis_titles(&mut out, x_title, "", (left + right) / 2.0, height);
     out.push_str("</svg>");
+    out
+}
+
+/// How far two marks beside each other are apart at least.
+const LANE: f64 = 12.0;
+
+/// On which line each mark lies, so that none covers another.
+fn lanes(at: &[f64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..at.len()).collect();
+    let of = |i: usize| at.get(i).copied().unwrap_or_default();
+    order.sort_by(|a, b| of(*a).total_cmp(&of(*b)));
+    let mut ends: Vec<f64> = Vec::new();
+    let mut out = vec![0; at.len()];
+    for i in order {
+        let free = ends.iter().position(|end| end + LANE <= of(i));
+        let lane = free.unwrap_or(ends.len());
+        match ends.get_mut(lane) {
+            Some(end) => *end = of(i),
+            None => ends.push(of(i)),
+        }
+        if let Some(slot) = out.get_mut(i) {
+            *slot = lane;
+        }
+    }
     out
 }
 
@@ -510,6 +546,12 @@ mod tests {
         }
         assert!(sorted[0] >= 0.0 && sorted[4] <= 300.0, "{places:?}");
         assert!(places[2] < places[0] && places[0] < places[1]);
+    }
+
+    #[test]
+    fn no_mark_covers_another() {
+        assert_eq!(lanes(&[10.0, 100.0, 12.0, 22.0]), [0, 0, 1, 0]);
+        assert_eq!(lanes(&[]), [0usize; 0]);
     }
 
     #[test]
