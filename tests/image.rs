@@ -10,6 +10,8 @@ mod common;
 
 #[path = "image/build.rs"]
 mod build;
+#[path = "image/commit.rs"]
+mod commit;
 #[path = "image/formats.rs"]
 mod formats;
 #[path = "image/hostile.rs"]

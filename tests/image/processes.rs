@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use acetate::image::Store;
+use acetate::image::{Commit, Store};
 
 use super::build::*;
 use super::common::skip;
@@ -30,6 +30,17 @@ fn child_works() {
         "load" => drop(store.load(&image, None).unwrap()),
         "remove" => drop(store.remove("gone:1", true)),
         "prune" => drop(store.prune(false).unwrap()),
+        "commit" => {
+            let base = super::commit::origin(&store.image("stays:1").unwrap());
+            let folder = Path::new(&image).with_extension("folder");
+            let what = Commit {
+                base: Some(&base),
+                upper: Some(&folder),
+                merged: &folder,
+            };
+            let new = super::commit::named("gone:2");
+            drop(store.commit(&what, &new).unwrap());
+        }
         other => panic!("{other}"),
     }
 }
@@ -162,7 +173,19 @@ fn processes_and_threads_share_a_store() {
 }
 
 #[test]
-fn load_remove_and_prune_may_be_killed() {
+fn load_commit_remove_and_prune_may_be_killed() {
+    kill_at_random(12);
+}
+
+/// `ACETATE_LONG` asks for more of them.
+#[test]
+#[ignore = "every process waits for the disk"]
+fn load_commit_remove_and_prune_may_be_killed_often() {
+    let long = std::env::var_os("ACETATE_LONG").is_some();
+    kill_at_random(if long { 100 } else { 40 });
+}
+
+fn kill_at_random(rounds: usize) {
     let dir = tempfile::tempdir().unwrap();
     let image = image(dir.path());
     let store = dir.path().join("store");
@@ -173,13 +196,19 @@ fn load_remove_and_prune_may_be_killed() {
         path
     };
     let (stays, goes) = (small("stays:1", "stays"), small("gone:1", "gone"));
+    let folder = image.with_extension("folder");
+    for i in 0..300 {
+        let sub = folder.join(format!("d{}", i % 10));
+        std::fs::create_dir_all(&sub).unwrap();
+        std::fs::write(sub.join(format!("f{i}")), format!("{i} ").repeat(2000)).unwrap();
+    }
     let mut random = Random(54321);
     let mut killed = 0;
-    for round in 0..20 {
+    for round in 0..rounds {
         let opened = Store::open(&store).unwrap();
         opened.load(stays.as_os_str(), None).unwrap();
         opened.load(goes.as_os_str(), None).unwrap();
-        let action = ["load", "remove", "prune", "load"][round % 4];
+        let action = ["load", "commit", "remove", "prune", "load", "commit"][round % 6];
         let mut process = act(action, &store, &image);
         std::thread::sleep(Duration::from_micros(random.next() % 40_000));
         killed += usize::from(process.try_wait().unwrap().is_none());
@@ -202,8 +231,15 @@ fn load_remove_and_prune_may_be_killed() {
             String::from_utf8_lossy(&output.stderr)
         );
         assert_eq!(leftovers(&store), 0);
-        if action == "load" {
-            opened.remove("localhost/1.0", true).unwrap();
+        match action {
+            "load" => drop(opened.remove("localhost/1.0", true).unwrap()),
+            "commit" => {
+                let made = opened.prepare("gone:2".as_ref(), None).unwrap();
+                assert_eq!(tree(&made.layers[0]), tree(&folder));
+                drop(made);
+                drop(opened.remove("gone:2", true).unwrap());
+            }
+            _ => {}
         }
     }
     assert!(
