@@ -9,6 +9,8 @@ mod common;
 mod forms;
 #[path = "cli/ids.rs"]
 mod ids;
+#[path = "cli/images.rs"]
+mod images;
 #[path = "cli/listings.rs"]
 mod listings;
 #[path = "cli/run.rs"]

@@ -82,7 +82,7 @@ impl Store {
             }
         }
         Ok(LayerGuard {
-            _locks: locks.into_iter().flatten().collect(),
+            locks: locks.into_iter().flatten().collect(),
         })
     }
 

@@ -11,6 +11,7 @@ use super::archive;
 use super::error::{ImageError, shown};
 use super::files::Files;
 use super::layout::Layout;
+use super::lock::{Hold, Lock};
 use super::platform::Wanted;
 use super::resolve::Resolved;
 use super::source::{self, Source};
@@ -62,7 +63,11 @@ impl Store {
         let wanted = Wanted::new(platform)?;
         let image = self.find(source, &wanted)?;
         let origin = origin(&image, source, platform)?;
-        let guard = self.ensure_layers(&image.layers, Keep::Tree)?;
+        let mut guard = self.ensure_layers(&image.layers, Keep::Tree)?;
+        let in_use = self.image_lock(&image.id);
+        guard
+            .locks
+            .push(Lock::wait(&in_use, Hold::Shared, self.limits().wait)?);
         let mut seen = HashSet::new();
         let mut layers: Vec<PathBuf> = image
             .layers

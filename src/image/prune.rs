@@ -118,13 +118,16 @@ impl Store {
         Ok(removed)
     }
 
-    /// True when somebody holds a layer of the image. A layer that one of `others` has too does not count: it stays in
-    /// any case, and nobody knows for which of the images it is held.
+    /// True when somebody holds the image, or a layer of it. A layer that one of `others` has too does not count: it stays
+    /// in any case, and nobody knows for which of the images it is held.
     pub(super) fn in_use(
         &self,
         image: &StoredImage,
         others: &[StoredImage],
     ) -> Result<bool, ImageError> {
+        if Lock::attempt(&self.image_lock(&image.id), Hold::Exclusive)?.is_none() {
+            return Ok(true);
+        }
         let shared: HashSet<&String> = others
             .iter()
             .filter(|other| other.digest != image.digest)

@@ -5,7 +5,7 @@
 //!   oci-layout, index.json, blobs/sha256/HEX   an OCI image layout, which other tools read as it is
 //!   layers/sha256/HEX/diff                     the tree of the layer with this diff id
 //!   layers/sha256/HEX/layer.json               what it is (`LayerInfo`)
-//!   locks/NAME                                 lock files: one for each layer, one for the index, one for the blobs
+//!   locks/NAME                                 lock files: one for each layer and image, one for the index, one for the blobs
 //!   partial/DIGEST                             blobs that are being fetched, or whose fetch was interrupted
 //!   tmp/PID-N                                  work in progress; locked by its owner, swept when that is dead
 //! ```
@@ -46,8 +46,8 @@ pub struct Store {
 /// Keeps layers from being removed, by any process, until it is dropped or its process dies.
 #[derive(Debug, Default)]
 pub struct LayerGuard {
-    /// Immutable: shared locks.
-    pub(super) _locks: Vec<Lock>,
+    /// Shared locks.
+    pub(super) locks: Vec<Lock>,
 }
 
 /// What of a layer is to be in the store.
@@ -218,6 +218,12 @@ impl Store {
 
     pub(crate) fn layer_lock(&self, diff_id: &Digest) -> PathBuf {
         let name = format!("{}-{}", diff_id.algorithm(), diff_id.digest());
+        self.root.join("locks").join(name)
+    }
+
+    /// The lock that whoever uses an image holds shared.
+    pub(crate) fn image_lock(&self, id: &Digest) -> PathBuf {
+        let name = format!("image-{}-{}", id.algorithm(), id.digest());
         self.root.join("locks").join(name)
     }
 

@@ -92,6 +92,16 @@ impl Ground {
         self.base.join("plain/root")
     }
 
+    /// Where a store may be made.
+    pub fn store(&self) -> PathBuf {
+        self.base.join("store")
+    }
+
+    /// The upper of `who`.
+    pub fn upper(&self, who: &str) -> PathBuf {
+        self.base.join(who).join("upper")
+    }
+
     /// Makes the plain directory the copy of a merged tree; see [`layers::copy`].
     pub fn copy_to_plain(&self, merged: &Path) -> bool {
         layers::copy(merged, &self.plain())

@@ -6,6 +6,7 @@
 #![allow(unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod committed;
 #[path = "../common/mod.rs"]
 mod common;
 mod compare;
@@ -84,6 +85,30 @@ fn random_sequences_with_partial_copy_up_completed_meanwhile() {
 fn random_sequences_with_partial_copy_up_by_the_cache() {
     let name = "random_sequences_with_partial_copy_up_by_the_cache";
     random(name, "partial=4096,complete=off,passthrough=off", false, 60);
+}
+
+/// At the end the upper is committed on an image of the lower layers, and the image compared with the mount.
+fn committed(name: &str, options: &'static str, user: bool, sequences: u32) {
+    require!(skip::privileged());
+    let variant = Variant { options, user };
+    run::random(name, Against::Image, variant, sequences);
+}
+
+#[test]
+fn random_sequences_committed() {
+    committed("random_sequences_committed", "", false, 16);
+}
+
+#[test]
+fn random_sequences_committed_with_data_left_below() {
+    let name = "random_sequences_committed_with_data_left_below";
+    committed(name, "metacopy=on,partial=4096,complete=off", false, 16);
+}
+
+#[test]
+fn random_sequences_committed_in_the_user_form() {
+    let name = "random_sequences_committed_in_the_user_form";
+    committed(name, "", true, 10);
 }
 
 #[test]

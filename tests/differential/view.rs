@@ -80,6 +80,16 @@ impl View {
         Ok(View(all))
     }
 
+    /// What of it an archive keeps: no sockets, and no times of access.
+    pub fn archived(mut self) -> View {
+        self.0
+            .retain(|_, seen| seen.attr.mode & libc::S_IFMT != libc::S_IFSOCK);
+        for seen in self.0.values_mut() {
+            seen.attr.atime = seen.attr.mtime;
+        }
+        self
+    }
+
     /// Groups of paths that are one inode.
     fn links(&self) -> Vec<Vec<&Path>> {
         let mut groups: BTreeMap<u64, Vec<&Path>> = BTreeMap::new();

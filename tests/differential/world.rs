@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::committed::Base;
 use super::common::{Mount, Overlay};
 use super::compare;
 use super::exec::Executor;
@@ -47,6 +48,8 @@ pub fn quiet_unmount(mount: Mount) -> Result<(), String> {
 pub enum Against {
     /// The built binary.
     Acetate,
+    /// The same; its upper becomes an image at the end.
+    Image,
     /// The kernel's overlayfs: shows what the comparison itself holds for different.
     Kernel,
 }
@@ -59,6 +62,7 @@ pub struct World {
     overlay: Option<Overlay>,
     against: Against,
     setup: Setup,
+    base: Option<Base>,
     ground: Ground,
 }
 
@@ -66,18 +70,22 @@ impl World {
     /// Builds the layers of a case and mounts everything. `None` when the kernel's overlayfs is to play both
     /// parts and does not show these layers as they are.
     pub fn new(case: &Case, against: Against) -> Option<World> {
-        let ground = Ground::new(&case.layers, case.setup, against == Against::Acetate);
+        let ground = Ground::new(&case.layers, case.setup, against != Against::Kernel);
         let mut world = World {
             executors: None,
             subject: None,
             overlay: None,
             against,
             setup: case.setup,
+            base: None,
             ground,
         };
         world.mount_kernel();
         if !world.ground.copy_to_plain(world.kernel_root()) && against == Against::Kernel {
             return None;
+        }
+        if against == Against::Image {
+            world.base = Some(Base::new(&world.ground.store(), &world.ground.plain()));
         }
         world.mount_subject();
         world.start();
@@ -96,9 +104,11 @@ impl World {
         match (self.against, self.setup.features) {
             // The kernel forgets the modification time when it copies the data of a metacopy file up.
             (Against::Kernel, _) => self.ground.overlay(who, "redirect_dir=on,index=on,noatime"),
-            (Against::Acetate, Features::All) => self.ground.overlay(who, ALL),
-            (Against::Acetate, Features::Default) => self.ground.overlay(who, "noatime"),
-            (Against::Acetate, Features::User) => self.ground.overlay_all(who),
+            (Against::Acetate | Against::Image, Features::All) => self.ground.overlay(who, ALL),
+            (Against::Acetate | Against::Image, Features::Default) => {
+                self.ground.overlay(who, "noatime")
+            }
+            (Against::Acetate | Against::Image, Features::User) => self.ground.overlay_all(who),
         }
     }
 
@@ -108,7 +118,7 @@ impl World {
 
     fn mount_subject(&mut self) {
         self.subject = Some(match self.against {
-            Against::Acetate => Subject::Acetate(self.ground.acetate("acetate")),
+            Against::Acetate | Against::Image => Subject::Acetate(self.ground.acetate("acetate")),
             Against::Kernel => Subject::Kernel(self.kernel_overlay("acetate")),
         });
     }
@@ -196,6 +206,11 @@ impl World {
     /// The end of a case: trees equal, layers untouched, uppers readable by the other one.
     pub fn finish(mut self) -> Result<(), String> {
         self.same_trees().map_err(|e| format!("at the end:\n{e}"))?;
+        if let Some(base) = &self.base {
+            base.commit(&self.ground.upper("acetate"), self.subject_root())?;
+            self.unmount()?;
+            return self.ground.untouched();
+        }
         let kernel = View::read_kernel(self.kernel_root())?;
         let plain = View::read(&self.ground.plain())?;
         self.unmount()?;

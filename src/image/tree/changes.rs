@@ -7,6 +7,7 @@
 //! - A whiteout in any form is a `.wh.` entry, an opaque directory has a `.wh..wh..opq`.
 //! - A renamed directory (redirect) has parts in the layers below at its old place, which no layer can say: it is
 //!   written with all that it shows, and as opaque.
+//! - A socket, which no tar holds, leaves a whiteout: what it replaced is gone.
 //! - A hard link whose other names lie below shows the change under those as well, though the upper has them not: the
 //!   index has. Where a node has more names than were written, the mount is searched for the others.
 
@@ -138,15 +139,17 @@ impl<W: Write> Walk<'_, W> {
         };
         let path = join(&dir.path, &name);
         let stat = match (kind, stat_at(dir.seen.as_fd(), &name)) {
-            (EntryKind::Node(_), Ok(stat)) => stat,
+            (EntryKind::Node(_), Ok(stat)) => Some(stat),
             // Either it is a whiteout, or what the upper had a moment ago was removed meanwhile.
-            (EntryKind::Whiteout, _) | (_, Err(Errno::NOENT)) => {
-                if !dir.opaque {
-                    self.emitter.whiteout(&dir.path, &name)?;
-                }
-                return Ok(true);
-            }
+            (EntryKind::Whiteout, _) | (_, Err(Errno::NOENT)) => None,
             (_, Err(e)) => return Err(ImageError::io("look at", shown(&path))(e)),
+        };
+        // No tar holds a socket; what was in its place is gone all the same.
+        let Some(stat) = stat.filter(|stat| stat.file_type() != libc::S_IFSOCK) else {
+            if !dir.opaque {
+                self.emitter.whiteout(&dir.path, &name)?;
+            }
+            return Ok(true);
         };
         self.emitter.node(dir.seen.as_fd(), &name, &path, &stat)?;
         if !stat.is_dir() {
