@@ -257,6 +257,18 @@ fn a_busy_registry_is_asked_again() {
             Fault::None
         }
     });
+    let copy = other.replace("app:1", "copy:1");
+    origin.stand.ok("b", &["push", &name, &copy]);
+    assert!(proxy.records().len() > 10);
+    let (_proxy, always) = origin.proxy(|r, _| {
+        if r.path.contains("/manifests/") {
+            Fault::Status(500)
+        } else {
+            Fault::None
+        }
+    });
+    let text = origin.stand.fails("b", &["pull", &always]);
+    assert!(text.contains("answers 500 for manifest for"), "{text}");
     origin.stand.assert_whole("b");
 }
 

@@ -51,6 +51,8 @@ pub(super) struct Download {
     image: String,
     /// Leaf lock.
     outcome: Mutex<Outcome>,
+    /// Leaf lock: keeps the file locked, so that nobody takes it for one that was left, until the store has it.
+    held: Mutex<Option<File>>,
 }
 
 /// What happened to a download.
@@ -94,6 +96,7 @@ impl Download {
             progress,
             image: image.to_owned(),
             outcome: Mutex::default(),
+            held: Mutex::default(),
         }
     }
 
@@ -117,6 +120,8 @@ impl Download {
 
 impl RemoteBlob for Download {
     fn open(&self) -> Result<Box<dyn Read + Send + '_>, ImageError> {
+        // Whoever fetches it once more must not wait for himself.
+        *self.held.lock() = None;
         let file = partial::open(&self.path)?;
         let mut have = file
             .metadata()
@@ -127,6 +132,11 @@ impl RemoteBlob for Download {
                 .map_err(ImageError::io("write", &self.path))?;
             have = 0;
         }
+        // The copy shares the lock.
+        let held = file
+            .try_clone()
+            .map_err(ImageError::io("open", &self.path))?;
+        *self.held.lock() = Some(held);
         self.outcome.lock().resumed = have > 0;
         if have > 0 {
             log::info!("{}: {have} of {} bytes are here", self.digest, self.size);
@@ -154,10 +164,12 @@ impl RemoteBlob for Download {
         self.tell(LayerEvent::PullComplete);
         // One that was published is gone; one that was only read is not needed any more.
         partial::remove(&self.path);
+        *self.held.lock() = None;
     }
 
     fn refuse(&self) {
         partial::remove(&self.path);
+        *self.held.lock() = None;
     }
 }
 
