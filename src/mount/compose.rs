@@ -17,6 +17,7 @@ use crate::layer::Layer;
 use crate::layer::dir::{DirLayer, LayerOptions};
 use crate::layer::error::UpperError;
 use crate::layer::fdcache::FdCache;
+use crate::layer::format::OverrideStat;
 use crate::layer::owners::{OwnerShift, Shifted};
 use crate::layer::upper::ask_to_yield;
 use crate::layer::upper::{Namespace, Upper, UpperOptions};
@@ -219,6 +220,7 @@ fn compose_within(
         // What is thrown away with the mount, also after a crash, need not be durable.
         params.no_sync |= private.is_some();
         params.partial = partial(options, rights, upper.is_some());
+        params.metacopy = metacopy(options, rights);
         let union = Arc::new(Union::new(layers, upper, params)?);
         let session = connect(
             request,
@@ -402,6 +404,16 @@ fn partial(options: &MountOptions, rights: Rights, upper: bool) -> Option<u64> {
     }
 }
 
+/// Attributes are copied up alone, unless asked otherwise, in the form that the kernel's overlayfs knows: without
+/// redirects a renamed file's data could not be found, and in the `user.` form the kernel refuses both.
+fn metacopy(options: &MountOptions, rights: Rights) -> bool {
+    options.metacopy.unwrap_or_else(|| {
+        namespace(options, rights) == Namespace::Trusted
+            && matches!(options.redirect_dir, None | Some(RedirectDir::On))
+            && options.override_stat == OverrideStat::Off
+    })
+}
+
 fn namespace(options: &MountOptions, rights: Rights) -> Namespace {
     if rights.initial && !options.userxattr {
         Namespace::Trusted
@@ -414,7 +426,7 @@ fn params(options: &MountOptions, settings: Settings, no_upper: bool) -> Params 
     let default = Params::default();
     Params {
         redirect_dir: options.redirect_dir.unwrap_or(RedirectDir::On),
-        metacopy: options.metacopy.unwrap_or(default.metacopy),
+        metacopy: false,
         partial: None,
         index: options.index.unwrap_or(default.index),
         no_sync: options.volatile || options.fsync == Some(false),

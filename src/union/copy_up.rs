@@ -3,18 +3,35 @@
 //! The copy is built in the workdir in the kernel's order (data, owner, xattrs, mode, times, marks), synced, and published by one
 //! rename. Only the inode's own copy-up lock is held meanwhile; the parent's directory lock is taken for the
 //! publication alone.
+//!
+//! # What is synced
+//!
+//! After a power cut the name must show the lower file or the whole copy. So data that was written is synced before the name
+//! is given, as the kernel's overlayfs does. Where none was written (attributes alone, a truncation to nothing, a clone,
+//! directories, symlinks) there are changes of metadata only, and the rename that publishes them is the last. It cannot survive
+//! them where the filesystem keeps their order:
+//!
+//! - ext4: all of them are in the running transaction of the journal or in an earlier one, and transactions are
+//!   replayed whole and in order. (`auto_da_alloc` is of no help here: it is about a rename onto a file.)
+//! - xfs: its log is replayed in order of the log sequence numbers; a clone's extents and the new size are logged, after the
+//!   source's data was written.
+//! - btrfs: a commit holds all of them or none; the log tree of a later fsync takes the inode with its xattrs along.
+//!
+//! There a sync of each file, which is a commit of the journal, gives nothing that a program was promised: what it asks to be
+//! durable it fsyncs itself, and that reaches the upper file. This is the kernel's own choice with `metacopy=on`.
+//! Elsewhere, and where data was written, each copy is synced: delayed allocation writes data after the rename's
+//! transaction, and a disk's cache is flushed for the journal's device alone.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::copy_data::{Copied, copy_data};
 use super::error::{Error, Result};
-use super::inode::{Indexed, Inode, LowerRef, NlinkBase, UpperPart};
+use super::inode::{Indexed, Inode, LowerRef, NlinkBase, State, UpperPart};
 use super::types::NodeId;
 use super::{Union, acl, stats};
 use crate::layer::format;
@@ -26,14 +43,39 @@ use crate::layer::{Layer, Node, OverlayHandle, RealFile, Stat};
 pub(crate) enum Copy {
     /// Attributes are to change: the data may stay below where the mount does metadata-only copy-up.
     Meta,
+    /// Likewise, and the file is to get another name: it has to tell where its data is.
+    Move,
     /// The data is to change.
     Data,
     /// The data is about to be cut to nothing: none is copied.
     NoData,
 }
 
-/// One step of the fall-back copy.
-const CHUNK: usize = 1 << 20;
+impl Copy {
+    /// Whether the data is to stay below where it can.
+    fn is_meta(self) -> bool {
+        matches!(self, Copy::Meta | Copy::Move)
+    }
+
+    /// Whether an inode in this state needs nothing more.
+    fn is_done(self, state: &State) -> bool {
+        state.upper.is_some()
+            && match self {
+                _ if !state.metacopy => true,
+                Copy::Meta => true,
+                Copy::Move => is_absolute(state.redirect.as_deref()),
+                Copy::Data | Copy::NoData => false,
+            }
+    }
+}
+
+/// Whether the data is found by this redirect, whatever name the file has.
+fn is_absolute(redirect: Option<&std::ffi::OsStr>) -> bool {
+    redirect.is_some_and(|path| path.as_bytes().starts_with(b"/"))
+}
+
+/// The longest path that is recorded for a file's data: it shares the room for xattrs with the program's own.
+const REDIRECT_MAX: usize = 1024;
 
 impl Union {
     /// See [`Union::may_copy_data`].
@@ -52,11 +94,8 @@ impl Union {
         how: Copy,
         reason: &'static str,
     ) -> Result<()> {
-        {
-            let state = inode.state.read();
-            if state.upper.is_some() && (!state.metacopy || how == Copy::Meta) {
-                return Ok(());
-            }
+        if how.is_done(&inode.state.read()) {
+            return Ok(());
         }
         self.writable()?;
         let mut above = Vec::new();
@@ -86,21 +125,30 @@ impl Union {
         let begin = Instant::now();
         let (lower, metacopy) = {
             let state = inode.state.read();
+            if how.is_done(&state) {
+                return Ok(());
+            }
             if state.upper.is_some() {
-                if !state.metacopy || how == Copy::Meta {
-                    return Ok(());
-                }
                 (None, true)
             } else {
                 (state.lowers.first().cloned(), false)
             }
         };
         let retired = if metacopy {
+            if how == Copy::Move && self.mark_data_location(upper, inode)? {
+                return Ok(());
+            }
             self.copy_up_data(upper, inode, how)?
         } else {
             let lower = lower
                 .ok_or_else(|| Error::Corrupt(format!("inode {} is in no layer", inode.ino)))?;
-            self.copy_up_whole(upper, inode, &lower, how)?
+            match self.copy_up_whole(upper, inode, &lower, how) {
+                // The program's xattrs leave no room for ours.
+                Err(e) if how.is_meta() && inode.is_file() && is_no_room(e.errno()) => {
+                    self.copy_up_whole(upper, inode, &lower, Copy::Data)?
+                }
+                other => other?,
+            }
         };
         self.note_copy_up(inode, reason, begin.elapsed());
         drop(_copying);
@@ -121,11 +169,17 @@ impl Union {
         let layer = self.stack.lower(lower).clone();
         let stat = layer.stat(&lower.node)?;
         let handle = layer.handle(&lower.node)?;
-        let metacopy = inode.is_file()
-            && how == Copy::Meta
+        let mut metacopy = inode.is_file()
+            && how.is_meta()
             && self.params.metacopy
             && handle.is_some()
             && stat.size > 0;
+        let mut location = None;
+        // Only where the data's name is not, or will not stay, the file's own.
+        if metacopy && (how == Copy::Move || stat.nlink > 1) {
+            location = self.data_location(inode)?;
+            metacopy = location.is_some();
+        }
         let target;
         let stage = match stat.file_type() {
             libc::S_IFREG => Stage::File,
@@ -137,7 +191,7 @@ impl Union {
             other => Stage::Special(other, stat.rdev),
         };
         let staged = upper.stage(stage)?;
-        let mut copied = 0;
+        let mut copied = Copied::default();
         let mut partial = None;
         if inode.is_file() && how != Copy::NoData {
             let file = staged.file().ok_or(Error::Errno(libc::EIO))?;
@@ -147,7 +201,7 @@ impl Union {
                 let source = self.open_data(inode)?;
                 partial = self.begin_partial(inode, &stat, &source, file)?;
                 if partial.is_none() {
-                    copied = copy_data(&source, file, stat.size)?;
+                    copied = copy_data(&source, file, stat.size, self.params.no_sync)?;
                 }
             }
         }
@@ -160,7 +214,9 @@ impl Union {
         }
         if metacopy {
             staged.set_mark(&Mark::Metacopy(true))?;
-            self.mark_data_location(inode, lower, &staged)?;
+            if location.is_some() {
+                staged.set_mark(&Mark::Redirect(location.clone()))?;
+            }
         }
         if let Some(partial) = &partial {
             self.mark_partial(partial, &staged)?;
@@ -168,8 +224,9 @@ impl Union {
         if let Some(indexed) = &indexed {
             staged.set_mark(&Mark::Nlink(Some(indexed.nlink.to_text())))?;
         }
-        let ordered = partial.is_some() && upper.keeps_order();
-        if let (Some(file), false) = (staged.file(), self.params.no_sync || ordered) {
+        if let Some(file) = staged.file()
+            && self.must_sync(upper, &copied)
+        {
             file.sync_all()?;
         }
         if let Some(indexed) = &indexed {
@@ -188,13 +245,13 @@ impl Union {
             }
             (Err(e), None) => return Err(e),
         };
-        let kind = if copied > 0 {
+        let kind = if copied.bytes > 0 {
             &self.stats.copy_up_data
         } else {
             &self.stats.copy_up_meta
         };
         stats::add(kind, 1);
-        self.note_copied_bytes(inode, copied);
+        self.note_copied_bytes(inode, copied.bytes);
         let part = UpperPart {
             node,
             real_ino,
@@ -208,6 +265,7 @@ impl Union {
             state.upper = Some(part);
             state.partial = partial;
             state.metacopy = metacopy;
+            state.redirect = location.map(OsString::into_boxed_os_str);
             state.has_origin = origin.is_some();
             state.indexed = indexed.map(Box::new);
         }))
@@ -266,17 +324,44 @@ impl Union {
         Ok(())
     }
 
-    /// Where the kernel is to look for the data of a metacopy file: only needed where its name here is not its name there.
-    fn mark_data_location(&self, inode: &Inode, lower: &LowerRef, staged: &Staged) -> Result<()> {
-        let nlink = self.stack.lower(lower).stat(&lower.node)?.nlink;
-        let below_redirect = {
-            let state = inode.state.read();
-            state.dentries.is_empty() || nlink > 1
+    /// Whether a copy has to be synced before it gets its name (see the module's head).
+    fn must_sync(&self, upper: &Upper, copied: &Copied) -> bool {
+        !self.params.no_sync && (copied.bytes > 0 || !upper.keeps_order())
+    }
+
+    /// The path of a file's data from the roots of the lower layers. `None` where it would not lead to that data.
+    fn data_location(&self, inode: &Inode) -> Result<Option<OsString>> {
+        let Some(path) = self.lower_path(inode) else {
+            return Ok(None);
         };
-        if below_redirect && let Some(path) = self.lower_path(inode) {
-            staged.set_mark(&Mark::Redirect(Some(path)))?;
+        let data = inode.state.read().lowers.last().cloned();
+        let (Some(data), true) = (data, path.len() <= REDIRECT_MAX) else {
+            return Ok(None);
+        };
+        let stat = self.stack.lower(&data).stat(&data.node)?;
+        let found = self.stack.data_at(&path)?;
+        Ok(
+            (found.map(|found| (found.dev, found.ino)) == Some((stat.dev, stat.ino)))
+                .then_some(path),
+        )
+    }
+
+    /// Makes a metacopy file of the upper tell where its data is, whatever name it will have; false where it cannot.
+    /// Precondition: the inode's copy-up lock is held.
+    fn mark_data_location(&self, upper: &Upper, inode: &Inode) -> Result<bool> {
+        let part = inode
+            .upper()
+            .ok_or_else(|| Error::Corrupt("metacopy without an upper part".into()))?;
+        let Some(path) = self.data_location(inode)? else {
+            return Ok(false);
+        };
+        match upper.set_mark(&part.node, &Mark::Redirect(Some(path.clone()))) {
+            Ok(()) => {}
+            Err(e) if e.raw_os_error().is_some_and(is_no_room) => return Ok(false),
+            Err(e) => return Err(e.into()),
         }
-        Ok(())
+        inode.state.write().redirect = Some(path.into_boxed_os_str());
+        Ok(true)
     }
 
     /// Gives the copy its place, under one of the names that the inode still has.
@@ -360,10 +445,10 @@ impl Union {
         let caps = upper.get_xattr(&part.node, &capability)?;
         let copied = if how == Copy::NoData {
             file.set_len(0)?;
-            0
+            Copied::default()
         } else {
             let source = self.open_data(inode)?;
-            copy_data(&source, file, stat.size)?
+            copy_data(&source, file, stat.size, self.params.no_sync)?
         };
         if let Some(caps) = caps {
             upper.set_xattr(&part.node, &capability, &caps, 0)?;
@@ -374,14 +459,17 @@ impl Union {
             Some(TimeSet::At(stat.atime)),
             Some(TimeSet::At(stat.mtime)),
         )?;
-        if !self.params.no_sync {
+        if self.must_sync(upper, &copied) {
             file.sync_all()?;
         }
         upper.set_mark(&part.node, &Mark::Metacopy(false))?;
         upper.set_mark(&part.node, &Mark::Redirect(None))?;
         stats::add(&self.stats.copy_up_data, 1);
-        self.note_copied_bytes(inode, copied);
-        Ok(self.switch_data(inode, |state| state.metacopy = false))
+        self.note_copied_bytes(inode, copied.bytes);
+        Ok(self.switch_data(inode, |state| {
+            state.metacopy = false;
+            state.redirect = None;
+        }))
     }
 
     /// The file that holds the data below.
@@ -401,6 +489,11 @@ impl Union {
     }
 }
 
+/// Whether an error may be for want of room for xattrs.
+fn is_no_room(errno: i32) -> bool {
+    matches!(errno, libc::ENOSPC | libc::E2BIG | libc::ERANGE)
+}
+
 /// Xattrs that an upper may be unable to hold without the file being wrong: as the kernel's overlayfs, all but ACLs.
 fn may_lose(name: &std::ffi::OsStr, e: &io::Error) -> bool {
     use std::os::unix::ffi::OsStrExt;
@@ -411,91 +504,4 @@ fn may_lose(name: &std::ffi::OsStr, e: &io::Error) -> bool {
         Some(libc::EPERM) => bytes.starts_with(b"trusted.") || bytes.starts_with(b"security."),
         _ => false,
     }
-}
-
-/// Copies `len` bytes and keeps holes; returns how many bytes of data were copied. By reflink where the filesystem can.
-pub(crate) fn copy_data(source: &RealFile, target: &File, len: u64) -> Result<u64> {
-    if let Some(fd) = source.as_fd()
-        && rustix::fs::ioctl_ficlone(target.as_fd(), fd).is_ok()
-    {
-        return Ok(0);
-    }
-    let mut copied = 0;
-    let mut at = 0;
-    while at < len {
-        let Some((start, end)) = next_data(source, at, len)? else {
-            break;
-        };
-        copy_range(source, target, start, end)?;
-        copied += end - start;
-        at = end;
-    }
-    // Also makes the hole at the end.
-    target.set_len(len)?;
-    Ok(copied)
-}
-
-/// The next run of data at or after `at`; `None` when only a hole is left.
-fn next_data(source: &RealFile, at: u64, len: u64) -> Result<Option<(u64, u64)>> {
-    let Some(fd) = source.as_fd() else {
-        return Ok(Some((at, len)));
-    };
-    let start = match rustix::fs::seek(fd, rustix::fs::SeekFrom::Data(at)) {
-        Ok(start) => start,
-        Err(rustix::io::Errno::NXIO) => return Ok(None),
-        // A filesystem without holes.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => return Ok(Some((at, len))),
-        Err(e) => return Err(io::Error::from(e).into()),
-    };
-    if start >= len {
-        return Ok(None);
-    }
-    let end = match rustix::fs::seek(fd, rustix::fs::SeekFrom::Hole(start)) {
-        Ok(end) => end.min(len),
-        Err(_) => len,
-    };
-    Ok(Some((start, end)))
-}
-
-fn copy_range(source: &RealFile, target: &File, start: u64, end: u64) -> Result<()> {
-    let mut at = start;
-    if let Some(fd) = source.as_fd() {
-        while at < end {
-            let (mut from, mut to) = (at, at);
-            let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(1 << 30);
-            match rustix::fs::copy_file_range(
-                fd,
-                Some(&mut from),
-                target.as_fd(),
-                Some(&mut to),
-                want,
-            ) {
-                Ok(0) => break,
-                Ok(n) => at += n as u64,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(
-                    e @ (rustix::io::Errno::NOSPC
-                    | rustix::io::Errno::DQUOT
-                    | rustix::io::Errno::IO),
-                ) => return Err(io::Error::from(e).into()),
-                // Across filesystems and where it is not supported: by hand.
-                Err(_) => break,
-            }
-        }
-    }
-    if at >= end {
-        return Ok(());
-    }
-    let mut buf = vec![0; CHUNK.min((end - at) as usize)];
-    while at < end {
-        let want = buf.len().min((end - at) as usize);
-        let n = source.read_at(&mut buf[..want], at)?;
-        if n == 0 {
-            // Shorter than its size said: it changed underneath, or the disk is bad.
-            return Err(Error::Errno(libc::EIO));
-        }
-        target.write_all_at(&buf[..n], at)?;
-        at += n as u64;
-    }
-    Ok(())
 }

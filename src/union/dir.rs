@@ -435,7 +435,7 @@ impl Union {
             return Err(Error::Errno(libc::EPERM));
         }
         self.copy_up(&parent, Copy::Meta, "new entry in it")?;
-        self.copy_up(&inode, Copy::Data, "link")?;
+        self.copy_up(&inode, Copy::Move, "link")?;
         let upper = self.upper()?;
         let _ops = dir.ops.lock();
         let (part, nameless, has_origin) = {

@@ -221,7 +221,11 @@ impl Union {
         let handle = self.handles.get(id)?;
         let file = self.real(&handle)?;
         if !file.upper {
-            return Ok(());
+            // Of a metacopy file the attributes are the upper's.
+            return match (handle.inode.upper(), &self.stack.upper) {
+                (Some(part), Some(upper)) => Ok(upper.fsync(&part.node)?),
+                _ => Ok(()),
+            };
         }
         if let Some(partial) = handle.inode.partial() {
             return partial.sync(datasync);

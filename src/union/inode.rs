@@ -97,7 +97,7 @@ pub(crate) struct State {
     pub lowers: Lowers,
     /// Every name that was looked up and not removed since. Directories have at most one.
     pub dentries: SmallVec<[Dentry; 1]>,
-    /// Directories: the redirect recorded on the upper part.
+    /// The redirect recorded on the upper part of a directory or a metacopy file.
     pub redirect: Option<Box<OsStr>>,
     /// The upper part has an origin: it was copied up.
     pub has_origin: bool,

@@ -11,6 +11,7 @@
 
 mod acl;
 mod attr;
+mod copy_data;
 mod copy_up;
 mod dir;
 pub mod error;

@@ -63,10 +63,9 @@ impl Union {
         }
         self.copy_up(&parent, Copy::Meta, "rename of an entry")?;
         self.copy_up(&new_parent, Copy::Meta, "rename of an entry")?;
-        // A metacopy would have to record where its data is; the file moves whole.
-        self.copy_up(&inode, Copy::Data, "rename")?;
+        self.copy_up(&inode, Copy::Move, "rename")?;
         match (&target, mode) {
-            (Some(target), RenameMode::Exchange) => self.copy_up(target, Copy::Data, "rename")?,
+            (Some(target), RenameMode::Exchange) => self.copy_up(target, Copy::Move, "rename")?,
             (Some(target), _) => self.copy_up_linked(target, "unlink of one of its names")?,
             (None, _) => {}
         }

@@ -62,6 +62,13 @@ fn random_sequences_without_passthrough() {
     random(name, "passthrough=off", false, 100);
 }
 
+/// Every copy-up copies the whole file, as with the kernel's default options.
+#[test]
+fn random_sequences_without_metacopy() {
+    let name = "random_sequences_without_metacopy";
+    random(name, "metacopy=off,partial=off", false, 60);
+}
+
 /// Files of more than a block are copied up by blocks, and completed by the unmounts alone.
 #[test]
 fn random_sequences_with_partial_copy_up() {

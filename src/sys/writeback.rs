@@ -1,0 +1,46 @@
+//! Handing written data to the disk, range by range.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Has the kernel begin to write a range of a file, in bytes. It makes nothing durable.
+pub fn begin(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+    sync_range(file, offset, len, libc::SYNC_FILE_RANGE_WRITE)
+}
+
+/// Waits until what [`begin`] began is written.
+pub fn finish(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<()> {
+    sync_range(file, offset, len, libc::SYNC_FILE_RANGE_WAIT_BEFORE)
+}
+
+fn sync_range(file: BorrowedFd<'_>, offset: u64, len: u64, flags: libc::c_uint) -> io::Result<()> {
+    let out_of_range = |_| io::Error::from_raw_os_error(libc::EFBIG);
+    let offset = i64::try_from(offset).map_err(out_of_range)?;
+    let len = i64::try_from(len).map_err(out_of_range)?;
+    // SAFETY: the call takes numbers and a descriptor that is open as long as it is borrowed; it touches no memory.
+    if unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, flags) } == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn ranges_of_files_are_taken_and_others_refused() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[1; 8192]).unwrap();
+        begin(file.as_fd(), 0, 8192).unwrap();
+        finish(file.as_fd(), 0, 8192).unwrap();
+        let err = begin(file.as_fd(), u64::MAX, 1).unwrap_err();
+        assert_eq!(err.raw_os_error(), Some(libc::EFBIG));
+        let (pipe, _other) = io::pipe().unwrap();
+        let err = begin(pipe.as_fd(), 0, 1).unwrap_err();
+        assert_eq!(err.raw_os_error(), Some(libc::ESPIPE));
+    }
+}
