@@ -31,6 +31,9 @@ use crate::union::{Params, Union};
 /// How long the daemon of a mount that is gone may take to let go of its upper.
 const LET_GO: Duration = Duration::from_secs(1);
 
+/// And where that daemon is still completing files: what it has copied last has to reach the disk.
+const LEAVE_OFF: Duration = Duration::from_secs(5);
+
 /// Files of more bytes than this are copied up by blocks.
 const PARTIAL: u64 = 1 << 20;
 
@@ -324,6 +327,7 @@ fn open_upper(
         override_stat: options.override_stat,
     };
     let begin = Instant::now();
+    let mut limit = LET_GO;
     loop {
         let opened = Upper::open(
             &upper.path,
@@ -333,10 +337,12 @@ fn open_upper(
         );
         match opened {
             // umount(2) does not wait for the daemon, and an engine mounts again right after it.
-            Err(UpperError::InUse(..)) if begin.elapsed() < LET_GO => {
+            Err(UpperError::InUse(..)) if begin.elapsed() < limit => {
                 // It may still be completing what was copied up by blocks.
-                if let Err(e) = ask_to_yield(&work.path) {
-                    log::info!("{}: {e}", work.path.display());
+                match ask_to_yield(&work.path) {
+                    Ok(true) => limit = LEAVE_OFF,
+                    Ok(false) => {}
+                    Err(e) => log::info!("{}: {e}", work.path.display()),
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }

@@ -47,26 +47,26 @@ impl Union {
 
     /// A metacopy file has the blocks of its data.
     fn blocks(&self, inode: &Inode, stat: &Stat) -> Result<u64> {
+        let partial = inode.partial().is_some();
         let data = {
             let state = inode.state.read();
-            let is_meta = state.metacopy
-                || state.partial.is_some()
-                || (state.upper.is_none() && state.lowers.len() > 1);
+            let is_meta =
+                state.metacopy || partial || (state.upper.is_none() && state.lowers.len() > 1);
             if inode.is_dir() || !is_meta {
                 return Ok(stat.blocks);
             }
             state.lowers.last().cloned()
         };
-        match data {
-            // Of a partial file more may have been allocated than the lower has.
-            Some(lower) => Ok(self
-                .stack
-                .lower(&lower)
-                .stat(&lower.node)?
-                .blocks
-                .max(stat.blocks)),
-            None => Ok(stat.blocks),
-        }
+        let Some(lower) = data else {
+            return Ok(stat.blocks);
+        };
+        let below = self.stack.lower(&lower).stat(&lower.node)?.blocks;
+        // Of a partial file more may be allocated than the lower has.
+        Ok(if partial {
+            below.max(stat.blocks)
+        } else {
+            below
+        })
     }
 
     fn nlink(&self, inode: &Arc<Inode>, stat: &Stat) -> Result<u64> {

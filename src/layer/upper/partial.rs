@@ -77,9 +77,9 @@ fn remove(scratch: &OwnedFd, path: &str, dir: bool) -> io::Result<()> {
     }
 }
 
-/// Asks a daemon that goes on completing files after its mount has gone to leave off. Nothing happens where there are no partial
-/// files in the workdir.
-pub fn ask_to_yield(work: &Path) -> io::Result<()> {
+/// Asks a daemon that goes on completing files after its mount has gone to leave off. False where there are no partial files in
+/// the workdir.
+pub fn ask_to_yield(work: &Path) -> io::Result<bool> {
     let dir = work.join("work").join(announced());
     match File::options()
         .write(true)
@@ -87,8 +87,8 @@ pub fn ask_to_yield(work: &Path) -> io::Result<()> {
         .truncate(false)
         .open(dir.join(YIELD))
     {
-        Ok(_) => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(e),
     }
 }
@@ -129,6 +129,11 @@ impl Upper {
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTEMPTY | libc::EEXIST)) => Ok(()),
             other => other,
         }
+    }
+
+    /// Who asked while there was a mount still was refused.
+    pub fn forget_yield(&self) -> io::Result<()> {
+        remove(&self.work.fd, &format!("{}/{YIELD}", announced()), false)
     }
 
     /// Whether another mount waits for this upper.
@@ -173,8 +178,9 @@ impl Upper {
         Ok(self.open_file(node, crate::layer::Access::Write)?.into())
     }
 
-    /// Whether the filesystem keeps the order of changes of metadata over a power cut, so that a file without data of its own
-    /// need not be synced before it is named: the journals of ext4 and xfs do, and btrfs commits whole transactions.
+    /// Whether the filesystem keeps the order of changes of metadata over a power cut, so that a file none of whose data is yet to
+    /// be written (it has none, or shares a clone's) need not be synced before it is named: the journals of ext4 and xfs are
+    /// replayed in order, and btrfs commits whole transactions, so a name is there only with all that was made before it.
     pub fn keeps_order(&self) -> bool {
         const EXT4: i64 = 0xEF53;
         const XFS: i64 = 0x5846_5342;
@@ -199,10 +205,10 @@ mod unit {
         fixture.upper.withdraw_partial().unwrap();
         assert!(dir.exists());
         assert!(!fixture.upper.is_asked_to_yield());
-        ask_to_yield(&fixture.dir.join("w")).unwrap();
+        assert!(ask_to_yield(&fixture.dir.join("w")).unwrap());
         assert!(fixture.upper.is_asked_to_yield());
         fixture.upper.withdraw_partial().unwrap();
         assert!(!dir.parent().unwrap().exists());
-        ask_to_yield(&fixture.dir.join("w")).unwrap();
+        assert!(!ask_to_yield(&fixture.dir.join("w")).unwrap());
     }
 }

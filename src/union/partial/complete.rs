@@ -66,7 +66,7 @@ impl Partial {
                 }
                 None => break,
             }
-            if since_flush >= FLUSH && pace.gently {
+            if since_flush >= if pace.gently { FLUSH } else { 8 * FLUSH } {
                 since_flush = 0;
                 self.flush()?;
             }

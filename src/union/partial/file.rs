@@ -136,7 +136,7 @@ impl Partial {
         self.begin.elapsed().saturating_sub(changed)
     }
 
-    fn touch(&self) {
+    pub(super) fn touch(&self) {
         let now = u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.changed.store(now, Ordering::Relaxed);
     }
@@ -433,6 +433,16 @@ impl Partial {
     pub(crate) fn sync(&self, data_only: bool) -> Result<()> {
         self.usable()?;
         let failed = self.failed.swap(0, Ordering::Relaxed);
+        self.settle(data_only)?;
+        if failed == 0 {
+            Ok(())
+        } else {
+            Err(Error::Errno(failed))
+        }
+    }
+
+    /// The same without a word of what went wrong before.
+    pub(super) fn settle(&self, data_only: bool) -> Result<()> {
         let (map, done) = {
             let state = self.state.read();
             (state.map.clone(), state.done)
@@ -456,11 +466,7 @@ impl Partial {
             }
             self.file.sync_all()?;
         }
-        if failed == 0 {
-            Ok(())
-        } else {
-            Err(Error::Errno(failed))
-        }
+        Ok(())
     }
 
     /// Whether there are claims that a power cut may undo.

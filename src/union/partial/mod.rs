@@ -304,6 +304,8 @@ impl Union {
                 Err(e) => {
                     log::error!("{:?} stays partially copied up: {e}", partial.record.path);
                     partial.remember(&e);
+                    // Not again at once.
+                    partial.touch();
                     done.left += 1;
                     failed.get_or_insert(e);
                 }
@@ -348,6 +350,7 @@ impl Union {
         let Some(upper) = &self.stack.upper else {
             return Ok(Completed::default());
         };
+        upper.forget_yield()?;
         let stop = || upper.is_asked_to_yield();
         self.find_partial(&stop)?;
         let files = self.known_partial();
@@ -375,7 +378,11 @@ impl Union {
                 continue;
             }
             if partial.is_unsettled() && !partial.no_sync {
-                partial.settle()?;
+                // As the kernel does by itself with the data of other files.
+                if let Err(e) = partial.settle(true) {
+                    log::error!("{:?} is not on disk: {e}", partial.record.path);
+                    partial.remember(&e);
+                }
             }
             let (missing, of) = partial.missing();
             if missing <= of / 4 || partial.quiet_for() >= quiet {
@@ -468,10 +475,5 @@ impl Partial {
             log::debug!("{:?} cannot be used", self.record.path);
         }
         Ok(())
-    }
-
-    /// Makes what programs wrote so far durable, as the kernel does by itself with the data of other files.
-    fn settle(&self) -> Result<()> {
-        self.sync(true)
     }
 }

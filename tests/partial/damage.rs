@@ -1,0 +1,207 @@
+//! What cannot be right is an error, and nothing is guessed.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use acetate::layer::format::PartialRecord;
+
+use crate::common::stand::{Stand, end};
+use crate::common::{LoopImage, Mount, Watchdog, skip};
+use crate::require;
+use crate::rig::{MIB, acetate, assert_whole, complete, mark, pattern, set_mark};
+
+/// A lower file of 2 MiB of which one block was changed and synced and one changed, and a daemon that was killed.
+fn left(stand: &Stand) -> Vec<u8> {
+    let mut model = pattern(1, 2 * MIB);
+    fs::write(stand.lower.join("big"), &model).unwrap();
+    fs::write(stand.lower.join("small"), "small").unwrap();
+    let mut mount = stand.acetate("complete=off").mount();
+    let file = OpenOptions::new()
+        .write(true)
+        .open(mount.join("big"))
+        .unwrap();
+    file.write_all_at(b"synced", 100_000).unwrap();
+    file.sync_all().unwrap();
+    file.write_all_at(b"written", 500_000).unwrap();
+    drop(file);
+    model[100_000..100_006].copy_from_slice(b"synced");
+    model[500_000..500_007].copy_from_slice(b"written");
+    mount.kill();
+    drop(mount);
+    model
+}
+
+/// The file answers EIO, everything else works, and the log says why.
+#[track_caller]
+fn refuses(mount: Mount, why: &str) {
+    let big = mount.join("big");
+    for _ in 0..2 {
+        let error = fs::read(&big).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{why}");
+        let error = OpenOptions::new()
+            .write(true)
+            .open(&big)
+            .and_then(|f| f.set_len(5));
+        assert_eq!(error.unwrap_err().raw_os_error(), Some(libc::EIO), "{why}");
+    }
+    assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 2);
+    assert_eq!(fs::metadata(&big).unwrap().len(), 2 * MIB as u64);
+    fs::write(mount.join("small"), "other").unwrap();
+    let told = acetate(&["explain".as_ref(), big.as_os_str()]);
+    assert!(told.text.contains(why), "{}", told.text);
+    let done = acetate(&["complete".as_ref(), mount.path().as_os_str()]);
+    assert!(!done.success(), "{}", done.text);
+    fs::remove_file(&big).unwrap();
+    let log = mount.unmount().unwrap();
+    assert!(log.contains(why), "{log}");
+}
+
+#[test]
+fn a_damaged_map_or_one_of_another_version_is_refused() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("damage", Duration::from_secs(60));
+    for (at, value, why) in [
+        (60, 0x55, "its block map is damaged"),
+        (4, 9, "its block map is of version 9"),
+    ] {
+        let stand = Stand::new("damage");
+        left(&stand);
+        let upper = stand.upper.join("big");
+        let mut bytes = mark(&upper).unwrap();
+        bytes[at] = value;
+        set_mark(&upper, &bytes);
+        refuses(stand.acetate("complete=off").mount(), why);
+    }
+    // Without the mark the file has no data.
+    let stand = Stand::new("damage");
+    left(&stand);
+    rustix::fs::lremovexattr(stand.upper.join("big"), crate::rig::MARK).unwrap();
+    let mount = stand.acetate("complete=off").mount();
+    let error = fs::read(mount.join("big")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    mount.unmount().unwrap();
+}
+
+#[test]
+fn a_lower_that_changed_underneath_is_refused() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("changed", Duration::from_secs(60));
+    let stand = Stand::new("changed");
+    left(&stand);
+    let lower = stand.lower.join("big");
+    let file = OpenOptions::new().write(true).open(&lower).unwrap();
+    file.write_all_at(b"changed", 0).unwrap();
+    drop(file);
+    refuses(
+        stand.acetate("complete=off").mount(),
+        "the lower file was changed",
+    );
+
+    let stand = Stand::new("changed");
+    left(&stand);
+    fs::remove_file(stand.lower.join("big")).unwrap();
+    refuses(
+        stand.acetate("complete=off").mount(),
+        "the lower file is gone",
+    );
+}
+
+#[test]
+fn nothing_is_lost_with_the_workdir() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("workdir", Duration::from_secs(60));
+    let stand = Stand::new("workdir");
+    let model = left(&stand);
+    fs::remove_dir_all(&stand.work).unwrap();
+    fs::create_dir(&stand.work).unwrap();
+    let mount = stand.acetate("complete=off").mount();
+    assert!(fs::read(mount.join("big")).unwrap() == model);
+    assert!(stand.work.join("work/incompat/acetate-partial").exists());
+    complete(mount.path());
+    assert_whole(&stand.upper.join("big"), &stand.work, &model);
+    end(mount);
+}
+
+/// What a power cut leaves: the marks as they are, and of the data only what was synced.
+#[test]
+fn claims_that_were_not_durable_do_not_outlive_the_machine() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("power cut", Duration::from_secs(60));
+    let stand = Stand::new("power-cut");
+    let mut model = left(&stand);
+    let upper = stand.upper.join("big");
+    let mut record = PartialRecord::decode(&mark(&upper).unwrap()).unwrap();
+    record.boot = [1; 16];
+    set_mark(&upper, &record.encode());
+    // Its data never reached the disk.
+    let file = OpenOptions::new().write(true).open(&upper).unwrap();
+    let start = 500_000 / 4096 * 4096;
+    file.write_all_at(&[0; 8192], start).unwrap();
+    drop(file);
+    let old = pattern(1, 2 * MIB);
+    model[500_000..500_007].copy_from_slice(&old[500_000..500_007]);
+    let mount = stand.acetate("complete=off").mount();
+    assert!(fs::read(mount.join("big")).unwrap() == model);
+    end(mount);
+    assert_whole(&upper, &stand.work, &model);
+}
+
+#[test]
+fn a_truncation_that_was_under_way_is_finished() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("truncation", Duration::from_secs(60));
+    let stand = Stand::new("truncation");
+    let mut model = left(&stand);
+    let upper = stand.upper.join("big");
+    let mut record = PartialRecord::decode(&mark(&upper).unwrap()).unwrap();
+    record.truncating = Some(300_001);
+    set_mark(&upper, &record.encode());
+    model.truncate(300_001);
+    let mount = stand.acetate("complete=off").mount();
+    let file = OpenOptions::new()
+        .write(true)
+        .open(mount.join("big"))
+        .unwrap();
+    assert!(fs::read(mount.join("big")).unwrap() == model);
+    // What is cut off does not come back.
+    file.set_len(2 * MIB as u64).unwrap();
+    model.resize(2 * MIB, 0);
+    drop(file);
+    assert!(fs::read(mount.join("big")).unwrap() == model);
+    end(mount);
+    assert_whole(&upper, &stand.work, &model);
+}
+
+#[test]
+fn a_full_disk_leaves_a_partial_file_valid() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("full", Duration::from_secs(60));
+    let mut stand = Stand::new("full");
+    let image = match LoopImage::new(&stand.scratch, "ext4", 32 << 20) {
+        Ok(image) => image,
+        Err(reason) => crate::skip!("{reason}"),
+    };
+    stand.upper = image.path().join("upper");
+    stand.work = image.path().join("work");
+    fs::create_dir(&stand.upper).unwrap();
+    fs::create_dir(&stand.work).unwrap();
+    let mut model = pattern(3, 48 * MIB);
+    fs::write(stand.lower.join("big"), &model).unwrap();
+    let mount = stand.acetate("complete=off").mount();
+    let big = mount.join("big");
+    let file = OpenOptions::new().write(true).open(&big).unwrap();
+    file.write_all_at(b"here", 9_000_000).unwrap();
+    model[9_000_000..9_000_004].copy_from_slice(b"here");
+    let done = acetate(&["complete".as_ref(), mount.path().as_os_str()]);
+    assert!(!done.success(), "{}", done.text);
+    assert!(fs::read(&big).unwrap() == model);
+    let error = file.sync_all().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    file.sync_all().unwrap();
+    drop(file);
+    fs::remove_file(&big).unwrap();
+    let log = mount.unmount().unwrap();
+    assert!(log.contains("stays partially copied up"), "{log}");
+    image.unmount().unwrap();
+}

@@ -1,0 +1,234 @@
+//! From the first write to the last block.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::Duration;
+
+use crate::common::stand::{Stand, end};
+use crate::common::{LoopImage, Watchdog, skip};
+use crate::require;
+use crate::rig::{MIB, Random, acetate, assert_whole, complete, mark, pattern, stat};
+
+#[test]
+fn only_the_touched_blocks_are_copied_until_the_file_is_completed() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("life", Duration::from_secs(60));
+    let stand = Stand::new("life");
+    let mut model = pattern(1, 5 * MIB + 1);
+    fs::write(stand.lower.join("big"), &model).unwrap();
+    fs::write(stand.lower.join("small"), vec![7; MIB]).unwrap();
+    let mount = stand.acetate("complete=off").mount();
+    let (big, upper) = (mount.join("big"), stand.upper.join("big"));
+    let before = fs::metadata(&big).unwrap();
+
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&big)
+        .unwrap();
+    file.write_all_at(b"here", 2_000_000).unwrap();
+    model[2_000_000..2_000_004].copy_from_slice(b"here");
+    assert!(fs::metadata(&upper).unwrap().blocks() <= 32);
+    assert!(mark(&upper).is_some());
+    assert!(fs::read(&big).unwrap() == model);
+    assert_eq!(fs::metadata(&big).unwrap().ino(), before.ino());
+    assert_eq!(fs::metadata(&big).unwrap().blocks(), before.blocks());
+    assert_eq!(stat(mount.path(), "partial_files"), 1);
+    assert_eq!(
+        stat(mount.path(), "partial_missing"),
+        (5 * MIB + 1 - 4096) as u64
+    );
+    let told = acetate(&["diff".as_ref(), mount.path().as_os_str()]);
+    assert_eq!(told.text, "C /big (partial)\n");
+    let told = acetate(&["explain".as_ref(), big.as_os_str()]);
+    assert!(told.text.contains("copied up by blocks"), "{}", told.text);
+    // Not larger than the threshold.
+    fs::write(mount.join("small"), "x").unwrap();
+    assert!(mark(&stand.upper.join("small")).is_none());
+
+    // Names come and go, and another name is the same file.
+    fs::rename(&big, mount.join("moved")).unwrap();
+    fs::hard_link(mount.join("moved"), mount.join("link")).unwrap();
+    file.write_all_at(b"there", 0).unwrap();
+    model[..5].copy_from_slice(b"there");
+    file.sync_all().unwrap();
+    let mtime = file.metadata().unwrap().modified().unwrap();
+    assert!(fs::read(mount.join("link")).unwrap() == model);
+    assert!(complete(&mount.join("moved")).starts_with("files completed: 1"));
+    assert_eq!(file.metadata().unwrap().modified().unwrap(), mtime);
+    assert!(fs::read(mount.join("link")).unwrap() == model);
+    assert_whole(&stand.upper.join("moved"), &stand.work, &model);
+    assert_eq!(stat(mount.path(), "partial_files"), 0);
+
+    // The handle that was there before goes on, and the kernel serves the file once it is closed.
+    file.write_all_at(b"again", 3_000_000).unwrap();
+    model[3_000_000..3_000_005].copy_from_slice(b"again");
+    drop(file);
+    let passed = stat(mount.path(), "passthrough_opens");
+    assert!(fs::read(mount.join("moved")).unwrap() == model);
+    assert!(stat(mount.path(), "passthrough_opens") > passed);
+    end(mount);
+    assert!(fs::read(stand.upper.join("link")).unwrap() == model);
+}
+
+#[test]
+fn an_unmount_completes_what_is_left_and_a_discarded_upper_is_not_completed() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("unmount", Duration::from_secs(60));
+    let stand = Stand::new("unmount");
+    let mut model = pattern(2, 3 * MIB);
+    fs::write(stand.lower.join("big"), &model).unwrap();
+    let mount = stand.acetate("").mount();
+    let file = OpenOptions::new()
+        .write(true)
+        .open(mount.join("big"))
+        .unwrap();
+    file.write_all_at(b"x", 70_000).unwrap();
+    model[70_000] = b'x';
+    drop(file);
+    end(mount);
+    assert_whole(&stand.upper.join("big"), &stand.work, &model);
+
+    // In time for whoever mounts again at once, who does not wait for large copies either.
+    let file = File::create(stand.lower.join("large")).unwrap();
+    let part = pattern(3, MIB);
+    for number in 0..256 {
+        file.write_all_at(&part, number * MIB as u64).unwrap();
+    }
+    drop(file);
+    let mount = stand.acetate("complete=off").daemon().mount();
+    let file = OpenOptions::new()
+        .write(true)
+        .open(mount.join("large"))
+        .unwrap();
+    file.write_all_at(b"x", 70_000).unwrap();
+    drop(file);
+    nix::mount::umount(mount.path()).unwrap();
+    drop(mount);
+    let mount = stand.acetate("complete=off").mount();
+    let mut block = vec![0; MIB];
+    for number in [0, 100, 255] {
+        let file = File::open(mount.join("large")).unwrap();
+        file.read_exact_at(&mut block, number * MIB as u64).unwrap();
+        if number == 0 {
+            assert_eq!(block[70_000], b'x');
+            block[70_000] = part[70_000];
+        }
+        assert!(block == part);
+    }
+    end(mount);
+}
+
+#[test]
+fn the_background_completes_what_nobody_changes() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("background", Duration::from_secs(60));
+    let stand = Stand::new("background");
+    let mut model = pattern(4, 4 * MIB);
+    fs::write(stand.lower.join("big"), &model).unwrap();
+    let mount = stand.acetate("complete=0.2").mount();
+    let file = OpenOptions::new()
+        .write(true)
+        .open(mount.join("big"))
+        .unwrap();
+    file.write_all_at(b"x", 1).unwrap();
+    model[1] = b'x';
+    assert_eq!(stat(mount.path(), "partial_files"), 1);
+    while stat(mount.path(), "partial_files") > 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_whole(&stand.upper.join("big"), &stand.work, &model);
+    drop(file);
+    end(mount);
+}
+
+/// The map of so many places does not fit into the file's mark.
+#[test]
+fn thousands_of_places_are_changed() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("places", Duration::from_secs(120));
+    let stand = Stand::new("places");
+    let mut model = pattern(5, 48 * MIB);
+    fs::write(stand.lower.join("big"), &model).unwrap();
+    let mut mount = stand.acetate("complete=off").mount();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(mount.join("big"))
+        .unwrap();
+    let mut random = Random(77);
+    for number in 0..2_500_u64 {
+        let at = random.below((48 * MIB - 9000) as u64);
+        let data = pattern(number, 1 + random.below(9000) as usize);
+        file.write_all_at(&data, at).unwrap();
+        model[at as usize..at as usize + data.len()].copy_from_slice(&data);
+        if number == 300 {
+            let blocks = fs::metadata(stand.upper.join("big")).unwrap().blocks();
+            assert!(blocks < 300 * 4 * 8, "{blocks} units of 300 small writes");
+        }
+        if number % 500 == 0 {
+            file.sync_all().unwrap();
+        }
+    }
+    assert!(mark(&stand.upper.join("big")).is_some_and(|mark| mark.len() <= 2048));
+    let mut found = vec![0; model.len()];
+    file.read_exact_at(&mut found, 0).unwrap();
+    assert!(found == model);
+    drop(file);
+    // And the next mount reads the same.
+    mount.kill();
+    drop(mount);
+    let mount = stand.acetate("complete=off").mount();
+    assert!(fs::read(mount.join("big")).unwrap() == model);
+    end(mount);
+    assert_whole(&stand.upper.join("big"), &stand.work, &model);
+}
+
+/// Where the filesystem can clone, that is done instead.
+#[test]
+fn a_clone_is_made_where_it_can_be() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("clone", Duration::from_secs(120));
+    let mut missing = Vec::new();
+    for fstype in ["xfs", "btrfs"] {
+        let mut stand = Stand::new("clone");
+        let image = match LoopImage::new(&stand.scratch, fstype, 512 << 20) {
+            Ok(image) => image,
+            Err(reason) => {
+                missing.push(reason);
+                continue;
+            }
+        };
+        for (name, dir) in [
+            ("lower", &mut stand.lower),
+            ("upper", &mut stand.upper),
+            ("work", &mut stand.work),
+        ] {
+            *dir = image.path().join(name);
+            fs::create_dir(&*dir).unwrap();
+        }
+        let model = pattern(6, 8 * MIB);
+        for number in 0..5 {
+            fs::write(stand.lower.join(number.to_string()), &model).unwrap();
+        }
+        // A clone waits for what its source still has to write, and layers are at rest.
+        rustix::fs::syncfs(File::open(image.path()).unwrap()).unwrap();
+        let mount = stand.acetate("").mount();
+        let mut fastest = Duration::MAX;
+        for number in 0..5 {
+            let begin = std::time::Instant::now();
+            let path = mount.join(number.to_string());
+            let file = OpenOptions::new().write(true).open(path).unwrap();
+            file.write_all_at(&[1; 4096], 8192).unwrap();
+            fastest = fastest.min(begin.elapsed());
+        }
+        println!("{fstype}: open and first write of 8 MiB: {fastest:?}");
+        assert_eq!(stat(mount.path(), "copy_up_partial"), 0, "{fstype}");
+        assert!(!stand.work.join("work/incompat").exists());
+        end(mount);
+        image.unmount().unwrap();
+    }
+    if missing.len() == 2 {
+        crate::skip!("no filesystem that clones: {missing:?}");
+    }
+}
