@@ -278,7 +278,9 @@ impl Union {
                 )
             });
             if new {
-                return Ok((inode, Some(stat)));
+                // What was found may be of the moment in which blocks were filled.
+                let settled = !named_in_upper || !self.has_met_partial();
+                return Ok((inode, settled.then_some(stat)));
             }
             if !self.same_file(&inode, &stat, upper_ino) {
                 // Two files claim one number: a stray origin, or hard links that were broken before. This one
@@ -485,7 +487,14 @@ impl Union {
             (state.upper.clone(), state.lowers.first().cloned())
         };
         match (upper, lower) {
-            (Some(part), _) => Ok(self.upper()?.stat(&part.node)?),
+            (Some(part), _) => match inode.partial() {
+                // Filling blocks changes the time of modification for a moment.
+                Some(partial) => {
+                    let upper = self.upper()?;
+                    Ok(partial.beside_fill(|| upper.stat(&part.node))?)
+                }
+                None => Ok(self.upper()?.stat(&part.node)?),
+            },
             (None, Some(lower)) => Ok(self.stack.lower(&lower).stat(&lower.node)?),
             (None, None) => Err(Error::Corrupt(format!(
                 "inode {} is in no layer",

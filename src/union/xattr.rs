@@ -36,17 +36,23 @@ impl Union {
         let inode = self.table.get(node)?;
         let disk = self.disk_name(name)?;
         let (layer, at) = self.top(&inode)?;
-        layer
-            .get_xattr(&at, &disk)?
-            .ok_or(Error::Errno(libc::ENODATA))
+        let value = match inode.partial() {
+            // Filling blocks takes a file's capabilities away for a moment.
+            Some(partial) => partial.beside_fill(|| layer.get_xattr(&at, &disk))?,
+            None => layer.get_xattr(&at, &disk)?,
+        };
+        value.ok_or(Error::Errno(libc::ENODATA))
     }
 
     pub(crate) fn do_listxattr(&self, caller: &Caller, node: NodeId) -> Result<Vec<OsString>> {
         let inode = self.table.get(node)?;
         let (layer, at) = self.top(&inode)?;
         let namespace = self.namespace();
-        Ok(layer
-            .list_xattr(&at)?
+        let names = match inode.partial() {
+            Some(partial) => partial.beside_fill(|| layer.list_xattr(&at))?,
+            None => layer.list_xattr(&at)?,
+        };
+        Ok(names
             .into_iter()
             .filter(|name| !(self.params.noacl && acl::is_acl(name)))
             // Filesystems show these to the administrator alone.

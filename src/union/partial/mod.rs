@@ -81,6 +81,13 @@ impl Union {
         self.params.partial.is_some_and(|least| size > least)
     }
 
+    /// Whether there were any partial files yet.
+    pub(crate) fn has_met_partial(&self) -> bool {
+        stats::get(&self.stats.copy_up_partial) > 0
+            || self.stack.upper.as_ref().is_some_and(|u| u.partial_left())
+            || !self.partials.files.lock().is_empty()
+    }
+
     /// Makes a staged or metacopy file, as long as its data and without any, a partial one. `None` where it has to be copied as a
     /// whole: where that is cheaper, or where it could not be found again.
     pub(crate) fn begin_partial(
