@@ -53,6 +53,9 @@ pub(crate) struct Partial {
     broken: OnceLock<String>,
     /// How large the mark may be. Atomic, changed under `state`.
     mark_limit: AtomicUsize,
+    /// It has its attributes and its place: until then nobody may fill blocks, which puts back the attributes that it finds.
+    /// Atomic.
+    pub(super) ready: AtomicBool,
     /// The same as `done` in `state`, for who must not wait. Atomic.
     pub(super) whole: AtomicBool,
     /// An error of the completion in the background, for the next fsync. Atomic.
@@ -99,6 +102,7 @@ impl Partial {
             state: RwLock::new(state),
             broken: OnceLock::new(),
             mark_limit: AtomicUsize::new(MARK_LIMIT),
+            ready: AtomicBool::new(false),
             whole: AtomicBool::new(false),
             failed: AtomicI32::new(0),
             begin: Instant::now(),

@@ -17,6 +17,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -59,6 +60,7 @@ impl Begun {
     /// It has its place.
     pub(crate) fn keep(mut self) -> Arc<Partial> {
         self.armed = false;
+        self.partial.ready.store(true, Ordering::Release);
         self.partial.clone()
     }
 }
@@ -246,6 +248,7 @@ impl Union {
                 partial.recover(lost, marks.redirect.as_deref() != Some(OsStr::new(NOWHERE)))?
             }
         }
+        partial.ready.store(true, Ordering::Release);
         let partial = Arc::new(partial);
         files.insert(found.stat.ino, partial.clone());
         Ok(Some(partial))
@@ -290,7 +293,9 @@ impl Union {
     }
 
     fn known_partial(&self) -> Vec<Arc<Partial>> {
-        self.partials.files.lock().values().cloned().collect()
+        let files = self.partials.files.lock();
+        let ready = files.values().filter(|p| p.ready.load(Ordering::Acquire));
+        ready.cloned().collect()
     }
 
     /// Completes what `which` chooses; the first error comes back after all were tried.
