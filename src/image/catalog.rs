@@ -4,6 +4,8 @@
 //! the index lock, by writing a new file in the place of the old.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::Read;
 
 use oci_spec::image::{
     Descriptor, Digest, ImageConfiguration, ImageIndex, ImageIndexBuilder, ImageManifest,
@@ -17,6 +19,8 @@ use super::lock::TempDir;
 use super::reference::Reference;
 use super::store::Store;
 
+/// Images that a thread of its own pays for.
+const WORTH_A_THREAD: usize = 50;
 /// The fewest characters of an id that are taken for one.
 const MIN_ID: usize = 2;
 
@@ -87,15 +91,37 @@ impl Store {
             }
             same.push(descriptor);
         }
-        let mut images = Vec::with_capacity(order.len());
-        for digest in order {
-            match self.stored_image(&entries[digest.as_ref()]) {
-                Ok(image) => images.push(image),
-                // One damaged image does not hide the others; `verify` tells more.
-                Err(e) => log::warn!("{e}"),
+        let read = |digests: &[&Digest]| {
+            let mut images = Vec::with_capacity(digests.len());
+            for digest in digests {
+                match self.stored_image(&entries[digest.as_ref()]) {
+                    Ok(image) => images.push(image),
+                    // One damaged image does not hide the others; `verify` tells more.
+                    Err(e) => log::warn!("{e}"),
+                }
             }
-        }
-        images.sort_by(|a: &StoredImage, b| {
+            images
+        };
+        let workers = std::thread::available_parallelism()
+            .map_or(1, |n| n.get())
+            .min(order.len() / WORTH_A_THREAD);
+        let mut images: Vec<StoredImage> = if workers < 2 {
+            read(&order)
+        } else {
+            std::thread::scope(|scope| {
+                let share = order.len().div_ceil(workers);
+                let running: Vec<_> = order
+                    .chunks(share)
+                    .map(|part| (part, scope.spawn(|| read(part))))
+                    .collect();
+                running
+                    .into_iter()
+                    // What a thread could not do is done here.
+                    .flat_map(|(part, thread)| thread.join().unwrap_or_else(|_| read(part)))
+                    .collect()
+            })
+        };
+        images.sort_by(|a, b| {
             let key = |i: &StoredImage| (i.references.is_empty(), i.references.first().cloned());
             key(a).cmp(&key(b))
         });
@@ -282,7 +308,11 @@ impl Store {
             }
             ImageError::io("read", &path)(e)
         };
-        let length = std::fs::metadata(&path).map_err(missing)?.len();
+        let mut file = File::open(&path).map_err(missing)?;
+        let length = file
+            .metadata()
+            .map_err(ImageError::io("read", &path))?
+            .len();
         if length > self.limits().document {
             return Err(ImageError::OverLimit {
                 what: path.display().to_string(),
@@ -291,7 +321,10 @@ impl Store {
                 hint: "no real image has so large a document",
             });
         }
-        let bytes = std::fs::read(&path).map_err(ImageError::io("read", &path))?;
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
+        // One that is longer by now has another digest; one that is shorter cannot be read.
+        file.read_exact(&mut bytes)
+            .map_err(ImageError::io("read", &path))?;
         hash::check(&bytes, &digest, path.display().to_string())?;
         Ok(bytes)
     }

@@ -1,4 +1,7 @@
 //! The whole tree of an image or a mount, to take along: as a tar, or in a folder.
+//!
+//! A folder is written as a layer is, so that it may become one: the attributes of an overlay that was nested in the
+//! tree stand in it escaped. A tar has them as programs see them.
 
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
@@ -6,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::compress::CHUNK;
 use super::error::ImageError;
+use super::lock::remove_tree;
 use super::store::{LayerGuard, Store};
 use super::tarball::{Source, TarReader};
 use super::tree::{self, Dots};
@@ -41,8 +45,8 @@ impl Store {
         tree: &Exported,
         folder: &Path,
     ) -> Result<LayerInfo, ImageError> {
-        match std::fs::create_dir(folder) {
-            Ok(()) => {}
+        let made = match std::fs::create_dir(folder) {
+            Ok(()) => true,
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 let mut entries =
                     std::fs::read_dir(folder).map_err(ImageError::io("read", folder))?;
@@ -51,9 +55,21 @@ impl Store {
                         io::ErrorKind::DirectoryNotEmpty,
                     )));
                 }
+                false
             }
             Err(e) => return Err(ImageError::io("create", folder)(e)),
+        };
+        let info = self.write_folder(tree, folder);
+        if info.is_err()
+            && made
+            && let Err(e) = remove_tree(folder)
+        {
+            log::warn!("{} is not removed: {e}", folder.display());
         }
+        info
+    }
+
+    fn write_folder(&self, tree: &Exported, folder: &Path) -> Result<LayerInfo, ImageError> {
         let name = folder.display().to_string();
         let (reader, writer) = io::pipe().map_err(ImageError::io("write to", folder))?;
         std::thread::scope(|scope| {

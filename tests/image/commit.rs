@@ -416,3 +416,98 @@ fn the_store_tells_its_size() {
     store.prune(true).unwrap();
     assert_eq!(store.usage().unwrap(), Default::default());
 }
+
+/// The least time of several tries: what else runs only adds to it.
+fn quickest<T>(mut work: impl FnMut() -> T) -> Duration {
+    let tries = (0..5).map(|_| {
+        let begin = std::time::Instant::now();
+        drop(work());
+        begin.elapsed()
+    });
+    tries.min().unwrap()
+}
+
+#[test]
+#[ignore = "makes thirty thousand files"]
+fn a_commit_takes_no_longer_for_a_larger_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let mut bases = Vec::new();
+    for files in [30, 30_000] {
+        let root = dir.path().join(format!("root{files}"));
+        for i in 0..files {
+            let sub = root.join(format!("d{}", i % 30));
+            fs::create_dir_all(&sub).unwrap();
+            fs::write(sub.join(format!("f{i}")), "x").unwrap();
+        }
+        let from = ImportSource::Path(root.clone());
+        let base = store
+            .import(from, &named(&format!("base:{files}")))
+            .unwrap();
+        let upper = dir.path().join(format!("upper{files}"));
+        for i in 0..10 {
+            let path = format!("d{}/new{i}", i % 3);
+            for tree in [&root, &upper] {
+                fs::create_dir_all(tree.join(&path).parent().unwrap()).unwrap();
+                fs::write(tree.join(&path), "changed").unwrap();
+            }
+        }
+        bases.push((origin(&base), upper, root));
+    }
+    let [small, large] = [0, 1].map(|i| {
+        let (base, upper, merged) = &bases[i];
+        let what = Commit {
+            base: Some(base),
+            upper: Some(upper),
+            merged,
+        };
+        quickest(|| store.commit(&what, &NewImage::default()).unwrap())
+    });
+    println!("10 files in 30: {small:?}, in 30,000: {large:?}");
+    assert!(large < small * 3, "{small:?}, {large:?}");
+}
+
+#[test]
+#[ignore = "makes a thousand images"]
+fn a_thousand_images_are_listed_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("rootfs");
+    fs::create_dir(&folder).unwrap();
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let image = store
+        .import(ImportSource::Path(folder), &named("seed:1"))
+        .unwrap();
+    let blobs = store.root().join("blobs/sha256");
+    let put = |value: &serde_json::Value| {
+        let bytes = serde_json::to_vec(value).unwrap();
+        let hex = sha256(&bytes);
+        fs::write(blobs.join(&hex), &bytes).unwrap();
+        (format!("sha256:{hex}"), bytes.len())
+    };
+    let read = |path: &Path| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    };
+    let mut config = read(&blobs.join(image.id.digest()));
+    let mut manifest = read(&blobs.join(image.digest.digest()));
+    let path = store.root().join("index.json");
+    let mut index = read(&path);
+    for i in 0..1000 {
+        config["author"] = format!("{i}").into();
+        let (digest, size) = put(&config);
+        manifest["config"]["digest"] = digest.into();
+        manifest["config"]["size"] = size.into();
+        let (digest, size) = put(&manifest);
+        let mut entry = index["manifests"][0].clone();
+        entry["digest"] = digest.into();
+        entry["size"] = size.into();
+        let name = format!("docker.io/library/i{i}:1");
+        entry["annotations"] = serde_json::json!({"org.opencontainers.image.ref.name": name});
+        index["manifests"].as_array_mut().unwrap().push(entry);
+    }
+    fs::write(&path, serde_json::to_vec(&index).unwrap()).unwrap();
+    let took = quickest(|| assert_eq!(store.images().unwrap().len(), 1001));
+    println!("1001 images: {took:?}");
+    // Without optimisation everything takes its time.
+    let limit = if cfg!(debug_assertions) { 500 } else { 50 };
+    assert!(took < Duration::from_millis(limit), "{took:?}");
+}
