@@ -15,11 +15,14 @@ use tonic::codegen::tokio_stream::wrappers::UnixListenerStream;
 
 use super::error::ServeError;
 use super::mounts::MountBy;
-use super::service::SnapshotsService;
+use super::service::{Gate, SnapshotsService};
 use super::store::Snapshots;
 
 /// How long calls that are under way may take when the server ends.
 const LAST_CALLS: Duration = Duration::from_secs(20);
+
+/// How long their answers may take to reach the clients.
+const LAST_ANSWERS: Duration = Duration::from_millis(300);
 
 /// How a server is to be.
 #[derive(Clone, Debug)]
@@ -60,14 +63,13 @@ pub fn serve(config: &ServerConfig) -> Result<(), ServeError> {
         let listener = socket.listener.try_clone().map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
+        let gate = Gate::default();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let server = tonic::transport::Server::builder()
-            .add_service(SnapshotsService::new(store.clone()))
+            .add_service(SnapshotsService::new(store.clone(), gate.clone()))
             .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
-                // Either way the server is to end.
-                if stopped.await.is_err() {
-                    log::debug!("nobody is left who could stop the server");
-                }
+                // That the sender is dropped is the sign.
+                stopped.await.unwrap_or_default();
             });
         let server = tokio::spawn(server);
         log::info!("listening on {}", config.address.display());
@@ -78,13 +80,15 @@ pub fn serve(config: &ServerConfig) -> Result<(), ServeError> {
         }
         notify(b"STOPPING=1");
         drop(stop);
-        match tokio::time::timeout(LAST_CALLS, server).await {
+        let Ok(_closed) = tokio::time::timeout(LAST_CALLS, gate.write()).await else {
+            log::warn!("some calls did not end");
+            return Ok(());
+        };
+        match tokio::time::timeout(LAST_ANSWERS, server).await {
             Ok(Ok(ended)) => Ok(ended?),
             Ok(Err(e)) => Err(failed(io::Error::other(e))),
-            Err(_) => {
-                log::warn!("some calls did not end");
-                Ok(())
-            }
+            // A client keeps its connection, and asks nothing.
+            Err(_) => Ok(()),
         }
     });
     drop(socket);

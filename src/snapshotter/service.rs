@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use tokio::sync::RwLock;
 use tonic::body::Body;
 use tonic::codegen::tokio_stream::{self, Iter};
 use tonic::codegen::{BoxFuture, Service, http};
@@ -22,11 +23,16 @@ type Reply = BoxFuture<http::Response<Body>, Infallible>;
 #[derive(Clone, Debug)]
 pub(super) struct SnapshotsService {
     store: Arc<Snapshots>,
+    gate: Gate,
 }
 
+/// Read by each call as long as it works; written by the server's end, which waits for the calls, and not for clients
+/// that keep an idle connection.
+pub(super) type Gate = Arc<RwLock<()>>;
+
 impl SnapshotsService {
-    pub(super) fn new(store: Arc<Snapshots>) -> SnapshotsService {
-        SnapshotsService { store }
+    pub(super) fn new(store: Arc<Snapshots>, gate: Gate) -> SnapshotsService {
+        SnapshotsService { store, gate }
     }
 
     fn unary<Q, A>(&self, request: http::Request<Body>, call: Call<Q, A>) -> Reply
@@ -34,16 +40,18 @@ impl SnapshotsService {
         Q: prost::Message + Default + 'static,
         A: prost::Message + Default + 'static,
     {
-        let store = self.store.clone();
+        let (store, gate) = (self.store.clone(), self.gate.clone());
         Box::pin(async move {
+            let _open = gate.read().await;
             let mut grpc = Grpc::new(ProstCodec::<A, Q>::default());
             Ok(grpc.unary(Blocking { store, call }, request).await)
         })
     }
 
     fn list(&self, request: http::Request<Body>) -> Reply {
-        let store = self.store.clone();
+        let (store, gate) = (self.store.clone(), self.gate.clone());
         Box::pin(async move {
+            let _open = gate.read().await;
             let mut grpc = Grpc::new(ProstCodec::<ListResponse, ListRequest>::default());
             Ok(grpc.server_streaming(Listing { store }, request).await)
         })

@@ -57,6 +57,8 @@ pub(super) struct Snapshots {
     _lock: Lock,
     /// Guards the records on disk as well.
     pub(super) state: Mutex<State>,
+    /// Held while a tree is deleted; `state` is never taken under it.
+    pub(super) deleting: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -141,6 +143,7 @@ impl Snapshots {
                 sequence,
                 committing: HashSet::new(),
             }),
+            deleting: Mutex::new(()),
         })
     }
 

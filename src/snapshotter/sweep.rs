@@ -81,7 +81,17 @@ impl Snapshots {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(SnapshotError::io("remove", &dir)(e)),
         }
-        remove_tree(&trash).map_err(SnapshotError::io("remove", &trash))
+        self.delete(&trash)
+    }
+
+    /// Deletes what lies in the trash, one after the other: two that delete the same tree would stumble.
+    fn delete(&self, dir: &Path) -> Result<(), SnapshotError> {
+        let _alone = self.deleting.lock();
+        match remove_tree(dir) {
+            // The one before did it.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done.map_err(SnapshotError::io("remove", dir)),
+        }
     }
 
     /// Deletes all that no record names: what a crash left, and what was in use when it was removed.
@@ -102,13 +112,7 @@ impl Snapshots {
         }
         let trash = self.root.trash();
         for id in numbers(&trash).map_err(SnapshotError::io("read", &trash))? {
-            let dir = trash.join(id.to_string());
-            match remove_tree(&dir) {
-                Ok(()) => {}
-                // The call that removed it was faster.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(SnapshotError::io("remove", &dir)(e)),
-            }
+            self.delete(&trash.join(id.to_string()))?;
         }
         Ok(())
     }
