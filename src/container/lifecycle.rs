@@ -80,13 +80,21 @@ pub(super) fn unmount(container: &Container) -> Result<(), ContainerError> {
     }
 }
 
+/// Whether the runtime has something of the container: both crun and runc keep it by its id.
+pub(super) fn is_known_to_runtime(container: &Container) -> bool {
+    container
+        .path("runtime")
+        .join(&container.record.id)
+        .exists()
+}
+
 /// Clears away what a run left whose monitor was killed. The caller holds the lock.
 pub(super) fn settle_locked(
     container: &Container,
     mut state: State,
 ) -> Result<State, ContainerError> {
     let unfinished = matches!(state.status, Status::Starting | Status::Running);
-    if container.path("runtime").exists() {
+    if is_known_to_runtime(container) {
         let runtime = Runtime::find(container.record.settings.runtime.as_deref())?;
         runtime.call(container, &["delete", "--force"])?;
     }
@@ -182,6 +190,11 @@ impl Starting {
 impl Containers {
     /// Makes a container.
     pub fn make(&self, new: NewContainer) -> Result<Container, ContainerError> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(ContainerError::Usage(
+                "containers are run by root here: without root use podman, with acetate as its mount program".into(),
+            ));
+        }
         self.create(new.name.as_deref(), |id, name| Record {
             id,
             name,

@@ -3,7 +3,7 @@
 use std::path::{Component, Path};
 
 use nix::sys::signal::Signal;
-use oci_spec::image::ImageConfiguration;
+use oci_spec::image::{Arch, ImageConfiguration, Os};
 
 use super::bundle::{capability, is_propagation};
 use super::error::ContainerError;
@@ -159,6 +159,26 @@ pub fn env_file(path: &Path) -> Result<Vec<String>, ContainerError> {
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
         .map(str::to_owned)
         .collect())
+}
+
+/// An error where this machine cannot run the image's programs.
+pub fn is_for_this_machine(image: &str, config: &ImageConfiguration) -> Result<(), ContainerError> {
+    let (here, there) = (Arch::default(), config.architecture());
+    let runs = here == *there
+        || matches!(
+            (&here, there),
+            (Arch::Amd64, Arch::i386) | (Arch::ARM64, Arch::ARM)
+        );
+    if runs && *config.os() == Os::Linux {
+        return Ok(());
+    }
+    let platform = format!("{}/{there}", config.os());
+    Err(ContainerError::ImageConfig {
+        image: image.to_owned(),
+        why: format!(
+            "it is for {platform}, and this machine is linux/{here}: --platform {platform} runs it where an emulator is set up"
+        ),
+    })
 }
 
 /// The settings that an image asks for. `entrypoint` and `arguments` take the place of its own.

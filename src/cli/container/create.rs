@@ -137,20 +137,33 @@ impl CreateArgs {
 
 impl RunArgs {
     pub(super) fn run(self, place: &Place) -> Result<(), CliError> {
+        let (detach, keys) = (self.detach, self.detach_keys);
         let container = self.options.create(place)?;
-        if self.detach {
-            place.containers.prepare(&container)?.go(None)?;
-            return Ok(output::line(&container.record.id)?);
+        let result = run_made(place, &container, detach, &keys);
+        // Where no monitor got so far as to do it. One that is running is left to its monitor.
+        if result.is_err()
+            && container.record.settings.remove
+            && container.dir.exists()
+            && let Err(e) = place.containers.remove(&container, false)
+        {
+            log::debug!("{e}");
         }
-        let how = match attachment(&container, true, &self.detach_keys) {
-            Ok(how) => how,
-            Err(e) => {
-                place.containers.remove(&container, false)?;
-                return Err(e);
-            }
-        };
-        run_attached(place, &container, &how)
+        result
     }
+}
+
+fn run_made(
+    place: &Place,
+    container: &Container,
+    detach: bool,
+    detach_keys: &str,
+) -> Result<(), CliError> {
+    if detach {
+        place.containers.prepare(container)?.go(None)?;
+        return Ok(output::line(&container.record.id)?);
+    }
+    let how = attachment(container, true, detach_keys)?;
+    run_attached(place, container, &how)
 }
 
 impl ContainerOptions {
@@ -170,6 +183,9 @@ impl ContainerOptions {
         let prepared = place
             .store
             .prepare(image.id.digest().as_ref(), self.platform.as_deref())?;
+        if self.platform.is_none() {
+            parse::is_for_this_machine(&self.image, &prepared.config)?;
+        }
         let from_image = parse::from_image(
             &self.image,
             &prepared.config,

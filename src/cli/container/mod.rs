@@ -105,7 +105,7 @@ impl ContainerCommand {
                 code => Err(CliError::Exit(code)),
             };
         }
-        let runs = matches!(self, ContainerCommand::Run(_) | ContainerCommand::Exec(_));
+        let runs = matches!(self, ContainerCommand::Run(_));
         let result = Place::open(root).and_then(|place| self.run_at(&place));
         // What is wrong before the program runs is told apart from the program's own codes.
         match result {

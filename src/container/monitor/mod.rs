@@ -18,7 +18,6 @@ mod run;
 mod streams;
 
 use std::io::{self, Write};
-use std::os::fd::IntoRawFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -88,7 +87,7 @@ fn serve(root: &Path, id: &str) -> Result<(), ContainerError> {
         });
     };
     // Until this process ends. The daemon, which is forked off it, closes what it has not opened itself.
-    let _held = lock.into_file().into_raw_fd();
+    let lock = lock.into_file();
     let runtime = Runtime::find(container.record.settings.runtime.as_deref())?;
     let before = container.written_state()?;
     let before = lifecycle::settle_locked(&container, before)?;
@@ -100,7 +99,7 @@ fn serve(root: &Path, id: &str) -> Result<(), ContainerError> {
     };
     container.write_state(&state)?;
     let outcome = prepare(root, &container)
-        .and_then(|user| Run::new(&container, &runtime, user))
+        .and_then(|user| Run::new(&container, &runtime, &lock, user))
         .and_then(|mut run| run.serve(&mut state));
     finish(root, &container, &runtime, before, state, outcome)
 }
@@ -132,7 +131,7 @@ fn finish(
     mut state: State,
     outcome: Result<(End, clients::Clients), ContainerError>,
 ) -> Result<(), ContainerError> {
-    if container.path("runtime").exists() {
+    if lifecycle::is_known_to_runtime(container) {
         let deleted = runtime.call(container, &["delete", "--force"]);
         if let Err(e) = deleted {
             log::warn!("{e}");
@@ -160,7 +159,7 @@ fn finish(
                 End::GivenUp => state = before,
             }
             let code = state.exit_code.unwrap_or(255);
-            let ended = close(root, container, &state);
+            let ended = close(root, container, &state, unmounted.is_ok());
             clients.dismiss(code);
             ended.map(drop)
         }
@@ -174,7 +173,7 @@ fn finish(
                 error: Some(e.to_string()),
                 ..before
             };
-            close(root, container, &state)?;
+            close(root, container, &state, unmounted.is_ok())?;
             Err(e)
         }
     };
@@ -187,9 +186,11 @@ fn close(
     root: &Path,
     container: &Container,
     state: &State,
+    unmounted: bool,
 ) -> Result<Option<Gone>, ContainerError> {
     container.write_state(state)?;
-    if container.record.settings.remove {
+    // What is still mounted would be emptied along with the folder.
+    if container.record.settings.remove && unmounted {
         return Ok(Some(Containers::new(root).set_aside(container)?));
     }
     Ok(None)
@@ -202,7 +203,6 @@ fn signals() -> Result<SignalFd, ContainerError> {
         Signal::SIGTERM,
         Signal::SIGINT,
         Signal::SIGHUP,
-        Signal::SIGPIPE,
     ]);
     call("block signals for", set.thread_block().map_err(Into::into))?;
     let fd = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC);

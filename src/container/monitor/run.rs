@@ -10,8 +10,9 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
+use rustix::io::FdFlags;
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
 use super::super::error::ContainerError;
@@ -59,6 +60,7 @@ enum Phase {
 pub(super) struct Run<'a> {
     container: &'a Container,
     runtime: &'a Runtime,
+    lock: &'a File,
     user: User,
     signals: SignalFd,
     clients: Clients,
@@ -79,6 +81,7 @@ impl<'a> Run<'a> {
     pub(super) fn new(
         container: &'a Container,
         runtime: &'a Runtime,
+        lock: &'a File,
         user: User,
     ) -> Result<Run<'a>, ContainerError> {
         let daemon = mount::find(&container.path("rootfs"))?.pid;
@@ -96,6 +99,7 @@ impl<'a> Run<'a> {
         Ok(Run {
             container,
             runtime,
+            lock,
             user,
             signals: signals()?,
             clients: listener,
@@ -331,7 +335,21 @@ impl<'a> Run<'a> {
             self.streams = call("make pipes for", streams)?;
         }
         command.arg(&container.record.id);
+        // The runtime holds the container's lock too: where this process is killed, nobody clears away what is still
+        // coming into being.
+        let inherit = |flags| rustix::io::fcntl_setfd(self.lock, flags).map_err(Into::into);
+        call("hand down the lock of", inherit(FdFlags::empty()))?;
+        // Nor may the program be started with signals blocked: it would not get them. What comes meanwhile is seen when
+        // the runtime ends.
+        let mask = |set: SigSet| set.thread_set_mask().map_err(Into::into);
+        let blocked = call(
+            "ask for the signals of",
+            SigSet::thread_get_mask().map_err(Into::into),
+        )?;
+        call("unblock signals for", mask(SigSet::empty()))?;
         let child = call("run the runtime for", command.spawn())?;
+        call("block signals for", mask(blocked))?;
+        call("keep the lock of", inherit(FdFlags::CLOEXEC))?;
         self.phase = Phase::Starting(i32::try_from(child.id()).unwrap_or(i32::MAX));
         Ok(())
     }
