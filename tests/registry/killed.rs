@@ -137,7 +137,7 @@ fn kill_at_random_moments(rounds: usize) {
 #[test]
 fn killed_at_random_moments_the_store_stays_whole() {
     require!(server::available());
-    kill_at_random_moments(10);
+    kill_at_random_moments(8);
 }
 
 #[test]

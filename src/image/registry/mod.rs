@@ -156,3 +156,28 @@ pub fn registry_host(text: &str) -> Result<String, ImageError> {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_named_as_users_name_them() {
+        for (text, host) in [
+            ("quay.io", Some("quay.io")),
+            ("https://quay.io/", Some("quay.io")),
+            ("http://127.0.0.1:5000", Some("127.0.0.1:5000")),
+            ("[::1]:5000", Some("[::1]:5000")),
+            ("localhost", Some("localhost")),
+            ("registry", Some("registry")),
+            ("docker.io", Some("docker.io")),
+            ("https://index.docker.io/v1/", Some("docker.io")),
+            ("quay.io/team", None),
+            ("registry:port", None),
+            ("a b", None),
+            ("", None),
+        ] {
+            assert_eq!(registry_host(text).ok().as_deref(), host, "{text:?}");
+        }
+    }
+}
