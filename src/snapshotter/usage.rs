@@ -64,7 +64,7 @@ impl Count {
     fn add(&mut self, stat: &Stat) -> bool {
         let shared = stat.st_nlink > 1
             && FileType::from_raw_mode(stat.st_mode) != FileType::Directory
-            && !self.linked.insert((stat.st_dev as u64, stat.st_ino as u64));
+            && !self.linked.insert((stat.st_dev, stat.st_ino));
         if !shared {
             self.usage.inodes += 1;
             self.usage.size += u64::try_from(stat.st_blocks).unwrap_or(0) * BLOCK;

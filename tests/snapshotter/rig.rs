@@ -1,5 +1,7 @@
 //! A server of the test, a client on its socket, and what the mounts that it hands out are mounted by.
 
+#![allow(unreachable_pub)]
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
