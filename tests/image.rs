@@ -16,6 +16,8 @@ mod commit;
 mod formats;
 #[path = "image/hostile.rs"]
 mod hostile;
+#[path = "image/large.rs"]
+mod large;
 #[path = "image/layers.rs"]
 mod layers;
 #[path = "image/mutants.rs"]

@@ -30,6 +30,7 @@ mod limits;
 mod load;
 pub(crate) mod lock;
 mod partial;
+mod pax;
 mod platform;
 mod prepare;
 #[doc(hidden)]

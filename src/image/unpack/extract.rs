@@ -15,10 +15,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
@@ -29,8 +28,7 @@ use super::place::{self, Dirs, Target};
 use super::{LayerInfo, tar_error};
 use crate::image::error::ImageError;
 use crate::image::limits::Limits;
-use crate::image::tarball::{Entry, Kind, Region, Source, TarReader};
-use crate::image::tee::begin_writeback;
+use crate::image::tarball::{Entry, Kind, Source, TarReader};
 use crate::layer::Timestamp;
 
 /// What happens to owners that the process may not set.
@@ -45,8 +43,6 @@ pub enum Ownership {
     Record,
 }
 
-/// Files of which the writeback is begun at once.
-const LARGE: u64 = 1 << 20;
 /// Paths whose attributes are listed in [`LayerInfo`] at most.
 const LISTED: usize = 1000;
 
@@ -61,11 +57,11 @@ struct DirPlan {
 
 /// Writes one layer.
 pub(crate) struct Extractor<'a> {
-    layer: String,
-    dirs: Dirs,
+    pub(super) layer: String,
+    pub(super) dirs: Dirs,
     plans: BTreeMap<Vec<u8>, DirPlan>,
     /// Hard links whose target has not come yet: path to target, and the link's own attributes.
-    links: HashMap<Vec<u8>, (Vec<u8>, Box<Entry>)>,
+    pub(super) links: HashMap<Vec<u8>, (Vec<u8>, Box<Entry>)>,
     pub(super) ownership: Ownership,
     /// Who new files belong to.
     pub(super) me: (u32, u32),
@@ -286,7 +282,7 @@ impl<'a> Extractor<'a> {
     }
 
     /// The directory at `path`, made when it is not there.
-    fn parent(&mut self, path: &[u8]) -> Result<std::rc::Rc<OwnedFd>, ImageError> {
+    pub(super) fn parent(&mut self, path: &[u8]) -> Result<std::rc::Rc<OwnedFd>, ImageError> {
         match self.dirs.get(path) {
             Ok(fd) => return Ok(fd),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
@@ -386,7 +382,7 @@ impl<'a> Extractor<'a> {
     }
 
     /// Removes what an earlier entry, or a whiteout, put at `name`.
-    fn make_room(
+    pub(super) fn make_room(
         &mut self,
         dir: BorrowedFd<'_>,
         name: &[u8],
@@ -407,95 +403,6 @@ impl<'a> Extractor<'a> {
             }
             Err(e) => Err(self.failed("replace", path)(e)),
         }
-    }
-
-    fn hard_link(
-        &mut self,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-        path: Vec<u8>,
-        target: &[u8],
-        entry: Entry,
-    ) -> Result<(), ImageError> {
-        let (parent, target_name) = match place::target(target) {
-            Ok(Target::Entry(parent, name)) => (parent, name),
-            Ok(_) => return Err(self.refuse(&path, "a hard link to what is no file")),
-            Err(why) => {
-                let target = String::from_utf8_lossy(target);
-                return Err(self.refuse(&path, format!("a hard link to {target:?}: {why}")));
-            }
-        };
-        let full = place::join(&parent, &target_name);
-        if full == path {
-            return Err(self.refuse(&path, "a hard link to itself"));
-        }
-        self.make_room(dir, name, &path)?;
-        if !self.link(dir, name, &path, &parent, &target_name)? {
-            self.links.insert(path, (full, Box::new(entry)));
-            return Ok(());
-        }
-        self.dress_link(dir, name, &entry, &path)
-    }
-
-    /// Makes a hard link; false when its target is not there (yet).
-    fn link(
-        &mut self,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-        path: &[u8],
-        parent: &[u8],
-        target: &[u8],
-    ) -> Result<bool, ImageError> {
-        let from = match self.dirs.get(parent) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT) => return Ok(false),
-            Err(e) => return Err(self.failed("link", path)(e)),
-        };
-        if is_whiteout(from.as_fd(), target) {
-            return Ok(false);
-        }
-        let linked = rustix::fs::linkat(
-            &from,
-            OsStr::from_bytes(target),
-            dir,
-            OsStr::from_bytes(name),
-            AtFlags::empty(),
-        );
-        match linked {
-            Ok(()) => Ok(true),
-            Err(Errno::NOENT) => Ok(false),
-            Err(e) => Err(self.failed("link", path)(e)),
-        }
-    }
-
-    /// Makes the hard links that came before their target; links to links take several rounds.
-    fn finish_links(&mut self) -> Result<(), ImageError> {
-        let mut links: Vec<_> = self.links.drain().collect();
-        links.sort_by(|a, b| a.0.cmp(&b.0));
-        while !links.is_empty() {
-            let before = links.len();
-            let mut left = Vec::new();
-            for (path, (target, entry)) in links {
-                let (parent, name) = place::split(&path);
-                let dir = self.parent(parent)?;
-                let (target_parent, target_name) = place::split(&target);
-                if self.link(dir.as_fd(), name, &path, target_parent, target_name)? {
-                    self.dress_link(dir.as_fd(), name, &entry, &path)?;
-                } else {
-                    left.push((path, (target, entry)));
-                }
-            }
-            if left.len() == before {
-                let (path, (target, _)) = &left[0];
-                let target = String::from_utf8_lossy(target);
-                return Err(self.refuse(
-                    path,
-                    format!("a hard link to {target:?}, which the layer has not"),
-                ));
-            }
-            links = left;
-        }
-        Ok(())
     }
 
     /// Gives the directories their attributes, children before parents.
@@ -521,62 +428,6 @@ impl<'a> Extractor<'a> {
         }
         Ok(())
     }
-
-    fn write<S: Source>(
-        &mut self,
-        file: &File,
-        entry: &Entry,
-        path: &[u8],
-        tar: &mut TarReader<S>,
-    ) -> Result<(), ImageError> {
-        let failed = |e: io::Error| ImageError::EntryIo {
-            layer: self.layer.clone(),
-            entry: String::from_utf8_lossy(path).into_owned(),
-            action: "write",
-            source: e,
-        };
-        let whole;
-        let (regions, size) = match &entry.kind {
-            Kind::Sparse { size, regions } => (&regions[..], *size),
-            _ => {
-                whole = [Region {
-                    offset: 0,
-                    length: entry.size,
-                }];
-                (&whole[..], entry.size)
-            }
-        };
-        let mut end = 0;
-        // A map may end with an empty region at the end of the file.
-        for region in regions.iter().filter(|r| r.length > 0) {
-            let mut offset = region.offset;
-            end = region.offset + region.length;
-            while offset < end {
-                let chunk = tar.content().map_err(|e| tar_error(&self.layer, e))?;
-                let n = usize::try_from(end - offset)
-                    .unwrap_or(usize::MAX)
-                    .min(chunk.len());
-                let chunk = &chunk[..n];
-                if n == 0 {
-                    return Err(self.refuse(path, "its sparse map is larger than its data"));
-                }
-                if matches!(entry.kind, Kind::File) {
-                    (&*file).write_all(chunk).map_err(failed)?;
-                } else {
-                    file.write_all_at(chunk, offset).map_err(failed)?;
-                }
-                offset += n as u64;
-                tar.consume(n);
-            }
-        }
-        if end < size {
-            file.set_len(size).map_err(failed)?;
-        }
-        if entry.size >= LARGE {
-            begin_writeback(file, 0);
-        }
-        Ok(())
-    }
 }
 
 /// Adds a line to a list of bounded length.
@@ -595,7 +446,7 @@ fn file_type(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<FileType>, Errno
     }
 }
 
-fn is_whiteout(dir: BorrowedFd<'_>, name: &[u8]) -> bool {
+pub(super) fn is_whiteout(dir: BorrowedFd<'_>, name: &[u8]) -> bool {
     rustix::fs::statat(dir, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| {
         FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
     })

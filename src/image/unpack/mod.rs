@@ -4,8 +4,10 @@
 //! chunks over; the calling thread reads the tar in them and writes the tree. Whether the digests are right is known
 //! only at the end, so the tree is written where nobody looks, and the caller publishes it when [`unpack`] is content.
 
+mod content;
 mod dress;
 mod extract;
+mod links;
 mod place;
 
 use std::io::{self, BufRead, Read};
