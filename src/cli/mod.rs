@@ -170,7 +170,16 @@ fn dispatch(words: &[OsString]) -> Result<(), CliError> {
     if called_as("mount.") {
         return program::run(rest, program::CalledBy::Mount);
     }
-    let subcommand = rest.first().is_some_and(|first| {
+    // What stands before the subcommand: `--root` is an option of all of them.
+    let mut at = 0;
+    while let Some(word) = rest.get(at).map(|word| word.as_encoded_bytes()) {
+        at += match word {
+            b"--root" => 2,
+            word if word.starts_with(b"--root=") => 1,
+            _ => break,
+        };
+    }
+    let subcommand = rest.get(at).is_some_and(|first| {
         Cli::command()
             .get_subcommands()
             .any(|known| OsStr::new(known.get_name()) == first)
@@ -201,8 +210,23 @@ fn first_words(text: &str) -> String {
     said.strip_prefix("error: ").unwrap_or(&said).to_owned()
 }
 
+impl Command {
+    /// What mounts or serves writes a log of its own.
+    fn has_a_log(&self) -> bool {
+        match self {
+            Command::Mount(_) | Command::Container(_) | Command::Containers(_) => true,
+            #[cfg(feature = "snapshotter")]
+            Command::Snapshotter(_) => true,
+            _ => false,
+        }
+    }
+}
+
 impl Cli {
     fn run(self) -> Result<(), CliError> {
+        if !self.command.has_a_log() {
+            output::print_warnings();
+        }
         match self.command {
             Command::Mount(arguments) => arguments.run(self.root),
             Command::Umount(arguments) => arguments.run(self.root),

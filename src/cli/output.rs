@@ -56,6 +56,25 @@ pub(super) fn escape(text: &str) -> String {
         .collect()
 }
 
+/// Prints warnings as lines on standard error from now on: what of an image could not be laid down, for one.
+pub(super) fn print_warnings() {
+    let mut builder = env_logger::Builder::new();
+    builder
+        .filter_level(log::LevelFilter::Warn)
+        .parse_default_env()
+        .format(|out, record| {
+            let level = match record.level() {
+                log::Level::Warn => "warning",
+                log::Level::Error => "error",
+                _ => "note",
+            };
+            writeln!(out, "acetate: {level}: {}", record.args())
+        });
+    if builder.try_init().is_err() {
+        log::debug!("the log goes where it went before");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
