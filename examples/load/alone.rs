@@ -114,8 +114,15 @@ pub(crate) fn gzip_layout(archive: &Path, layout: &Path) -> Result<()> {
         encoder.write_all(&file(&text(layer))?)?;
         layers.push(blob(&blobs, "layer.v1.tar+gzip", &encoder.finish()?)?);
     }
-    let manifest = json!({"schemaVersion": 2, "config": config, "layers": layers});
-    let manifest = blob(&blobs, "manifest.v1+json", manifest.to_string().as_bytes())?;
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": config,
+        "layers": layers,
+    });
+    let mut manifest = blob(&blobs, "manifest.v1+json", manifest.to_string().as_bytes())?;
+    // podman asks for a name.
+    manifest["annotations"] = json!({"org.opencontainers.image.ref.name": "load:1"});
     let index = json!({"schemaVersion": 2, "manifests": [manifest]});
     fs::write(layout.join("index.json"), index.to_string())?;
     fs::write(
