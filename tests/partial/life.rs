@@ -232,3 +232,29 @@ fn a_clone_is_made_where_it_can_be() {
         crate::skip!("no filesystem that clones: {missing:?}");
     }
 }
+
+/// A file of which only the attributes were copied up becomes a partial one in place.
+#[test]
+fn opening_a_renamed_file_for_writing_changes_none_of_its_times() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("times", Duration::from_secs(60));
+    let stand = Stand::new("times");
+    let model = pattern(7, 2 * MIB);
+    fs::write(stand.lower.join("big"), &model).unwrap();
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let lower = OpenOptions::new().write(true).open(stand.lower.join("big"));
+    lower.unwrap().set_modified(long_ago).unwrap();
+    let mount = stand.acetate("complete=off,metacopy=on").mount();
+    fs::rename(mount.join("big"), mount.join("moved")).unwrap();
+    let file = OpenOptions::new()
+        .append(true)
+        .open(mount.join("moved"))
+        .unwrap();
+    assert!(mark(&stand.upper.join("moved")).is_some());
+    assert_eq!(file.metadata().unwrap().modified().unwrap(), long_ago);
+    complete(mount.path());
+    assert_eq!(file.metadata().unwrap().modified().unwrap(), long_ago);
+    assert_whole(&stand.upper.join("moved"), &stand.work, &model);
+    drop(file);
+    end(mount);
+}

@@ -161,7 +161,7 @@ fn fsx_without_passthrough_on_new_lower_and_copied_up_files() {
 fn fsx_with_partial_copy_up() {
     require!(skip::privileged());
     match program::find("fsx") {
-        Ok(program) => run_all(program, "partial=4096,complete=off", 40_000),
+        Ok(program) => run_all(program, "partial=4096,complete=off", 15_000),
         Err(reason) => skip!("{reason}"),
     }
 }
@@ -171,7 +171,7 @@ fn fsx_with_partial_copy_up() {
 fn fsx_with_partial_copy_up_completed_meanwhile() {
     require!(skip::privileged());
     match program::find("fsx") {
-        Ok(program) => run_all(program, "partial=4096,complete=0", 40_000),
+        Ok(program) => run_all(program, "partial=4096,complete=0", 15_000),
         Err(reason) => skip!("{reason}"),
     }
 }

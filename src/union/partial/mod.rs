@@ -142,7 +142,10 @@ impl Union {
             path,
             map: Default::default(),
         };
-        file.set_len(meta.size())?;
+        // Of a metacopy file the size is right, and setting it would change the time of modification.
+        if real.len() != meta.size() {
+            file.set_len(meta.size())?;
+        }
         upper.announce_partial()?;
         let partial = Arc::new(Partial::new(
             (upper.clone(), Arc::downgrade(&self.partials)),
