@@ -154,7 +154,8 @@ fn is_locked(file: &File) -> io::Result<bool> {
 fn read_record(path: &Path) -> io::Result<(Record, bool)> {
     let file = File::open(path)?;
     let alive = is_locked(&file)?;
-    Ok((serde_json::from_reader(file)?, alive))
+    // Read whole: the parser asks an unbuffered file for each byte.
+    Ok((serde_json::from_reader(io::BufReader::new(file))?, alive))
 }
 
 /// All records, those of dead daemons included.

@@ -31,6 +31,9 @@ pub(super) enum Xattrs {
     AsStored,
 }
 
+/// Names and values of extended attributes.
+pub(super) type XattrList = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// A node that has several names.
 #[derive(Clone, Debug)]
 pub(super) struct Linked {
@@ -176,7 +179,12 @@ impl<W: Write> Emitter<W> {
             )));
         }
         let size = meta.len();
-        let extents = extents(&file, size).map_err(ImageError::io("read", shown(path)))?;
+        // A smaller file cannot have holes enough, and through a mount each question costs.
+        let extents = if size < WORTHWHILE {
+            vec![(0, size)]
+        } else {
+            extents(&file, size).map_err(ImageError::io("read", shown(path)))?
+        };
         let holes = size - extents.iter().map(|e| e.1).sum::<u64>();
         if holes < WORTHWHILE {
             self.header(path, Kind::File(size), stat, xattrs)?;
@@ -218,7 +226,7 @@ pub(super) fn xattrs_of(
     name: &[u8],
     path: &[u8],
     which: Xattrs,
-) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ImageError> {
+) -> Result<XattrList, ImageError> {
     let target = if name.is_empty() {
         Target::Dir(dir)
     } else {
