@@ -203,7 +203,7 @@ fn look(dir: &Path, image: &PreparedImage) -> Result<Report, BenchError> {
         });
     }
     files.sort_by(|a, b| b.bytes.cmp(&a.bytes).then(a.path.cmp(&b.path)));
-    let all = stats.copy_up_data + stats.copy_up_meta;
+    let all = stats.copy_up_data + stats.copy_up_meta + stats.copy_up_partial;
     let mut report = Report {
         benchmark: "trace",
         image: image.name.clone(),
@@ -265,7 +265,9 @@ fn advice(path: &str, reason: &str, bytes: u64, unchanged: bool) -> &'static str
     ];
     let attribute =
         attributes.iter().any(|word| reason.contains(word)) && reason != "open for writing";
-    if bytes == 0 {
+    if bytes == 0 && reason == "open for writing" {
+        "only the blocks that changed were copied, and the rest follows in the background: leave it"
+    } else if bytes == 0 {
         "nothing was copied"
     } else if attribute && unchanged {
         "set owner, mode and times when the image is built, in the step that adds the file; or mount with metacopy=on"
@@ -337,6 +339,7 @@ mod tests {
     fn advice_by_what_was_done() {
         for (path, reason, bytes, unchanged, part) in [
             ("/a", "chmod", 0, false, "nothing"),
+            ("/a", "open for writing", 0, false, "only the blocks"),
             ("/a", "chmod", 9, true, "metacopy=on"),
             ("/a", "open for writing", 9, true, "for reading"),
             ("/srv/a.sqlite3", "open for writing", 9, false, "database"),
