@@ -15,6 +15,8 @@ mod held;
 mod like_ext4;
 #[path = "traps/map.rs"]
 mod map;
+#[path = "traps/metacopy.rs"]
+mod metacopy;
 #[path = "traps/mounts.rs"]
 mod mounts;
 #[path = "traps/names.rs"]

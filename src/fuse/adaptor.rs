@@ -317,7 +317,7 @@ impl Filesystem for Adaptor {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        flags: OpenFlags,
+        _flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
@@ -325,8 +325,6 @@ impl Filesystem for Adaptor {
             kill_priv: write_flags
                 .contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
                 .then(|| caller(request)),
-            cached: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
-            append: flags.0 & libc::O_APPEND != 0,
         };
         let answer = |reply: ReplyWrite, written: Result<usize>| match written {
             Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),

@@ -107,6 +107,8 @@ struct Sources {
     /// For people.
     name: String,
     lowers: Vec<PathBuf>,
+    /// Where the data-only layers lie, below all of those.
+    data: Vec<PathBuf>,
     /// They were unpacked here: no metacopies, and whiteouts in the kernel's form alone.
     unpacked: bool,
     /// The image, where it is one.
@@ -166,12 +168,13 @@ fn compose_within(
         ..
     } = prepared;
     let mut lowers = find_all(Role::Lower, &sources.lowers)?;
+    let data = find_all(Role::Lower, &sources.data)?;
     let mut uppers = Vec::new();
     if let (Some(upper), Some(work)) = (&options.upper, &options.work) {
         uppers.push(Place::find(Role::Upper, upper)?);
         uppers.push(Place::find(Role::Work, work)?);
     }
-    checks::apart(&[lowers.clone(), uppers.clone()].concat())?;
+    checks::apart(&[lowers.clone(), data.clone(), uppers.clone()].concat())?;
     checks::mountpoint_outside(&mountpoint, &uppers)?;
     if options.read_only() && !uppers.is_empty() {
         // Nothing is to be written there, so it is but the topmost layer.
@@ -181,13 +184,17 @@ fn compose_within(
     let Some(topmost) = lowers.first() else {
         return Err(MountError::NothingToMount);
     };
+    let topmost = topmost.clone();
+    let merged = lowers.len();
+    lowers.extend(data);
 
     let cache = Arc::new(FdCache::for_this_process());
     let mut layers: Vec<Arc<dyn Layer>> = Vec::with_capacity(lowers.len());
-    for place in &lowers {
+    for (at, place) in lowers.iter().enumerate() {
+        let names = !sources.unpacked && at < merged;
         let options = LayerOptions {
-            metacopy: !sources.unpacked,
-            dot_whiteouts: !sources.unpacked,
+            metacopy: names,
+            dot_whiteouts: names,
             owners: mapped_already(options, &place.path)?,
         };
         layers.push(Arc::new(DirLayer::open(
@@ -224,6 +231,7 @@ fn compose_within(
         params.no_sync |= private.is_some();
         params.partial = partial(options, rights, upper.is_some());
         params.metacopy = metacopy(options, rights);
+        params.data_layers = lowers.len() - merged;
         let union = Arc::new(Union::new(layers, upper, params)?);
         let session = connect(
             request,
@@ -265,6 +273,7 @@ fn sources(request: &MountRequest) -> Result<Sources, MountError> {
                 None => "acetate".to_owned(),
             },
             lowers: request.options.lowers.clone(),
+            data: request.options.data_layers.clone(),
             unpacked: false,
             image: None,
             guard: None,
@@ -275,6 +284,7 @@ fn sources(request: &MountRequest) -> Result<Sources, MountError> {
             Ok(Sources {
                 name: prepared.name,
                 lowers: prepared.layers,
+                data: Vec::new(),
                 unpacked: true,
                 image: Some(prepared.origin),
                 guard: Some(prepared.guard),
@@ -433,6 +443,7 @@ fn params(options: &MountOptions, settings: Settings, no_upper: bool) -> Params 
     Params {
         redirect_dir: options.redirect_dir.unwrap_or(RedirectDir::On),
         metacopy: false,
+        data_layers: 0,
         partial: None,
         index: options.index.unwrap_or(default.index),
         no_sync: options.volatile || options.fsync == Some(false),

@@ -25,6 +25,9 @@ pub enum OptionError {
         /// What would be right.
         expected: &'static str,
     },
+    /// It has two values.
+    #[error("mount option {0:?} is given twice, with different values")]
+    Repeated(String),
     /// Two of them cannot both be meant.
     #[error("mount options {0:?} and {1:?} contradict each other")]
     Conflict(&'static str, &'static str),

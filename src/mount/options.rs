@@ -2,6 +2,7 @@
 //!
 //! Parsing is pure: nothing is opened, and relative paths stay as they are.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
@@ -19,6 +20,8 @@ use crate::union::params::{PassthroughLower, RedirectDir};
 pub struct MountOptions {
     /// `lowerdir`, topmost first.
     pub lowers: Vec<PathBuf>,
+    /// `datadir+`, and what follows a double colon of `lowerdir`: data-only layers.
+    pub data_layers: Vec<PathBuf>,
     /// `upperdir`.
     pub upper: Option<PathBuf>,
     /// `workdir`.
@@ -101,6 +104,7 @@ impl Default for MountOptions {
     fn default() -> Self {
         MountOptions {
             lowers: Vec::new(),
+            data_layers: Vec::new(),
             upper: None,
             work: None,
             flags: MountFlags::empty(),
@@ -216,10 +220,26 @@ const WITHOUT_EFFECT: &[&str] = &[
     "user",
 ];
 
+/// Options of which two values cannot both be meant.
+const NAMED_ONCE: &[&str] = &[
+    "lowerdir",
+    "upperdir",
+    "workdir",
+    "redirect_dir",
+    "metacopy",
+    "index",
+    "xino",
+    "uuid",
+    "xattr_permissions",
+    "fsync",
+    "writeback",
+    "passthrough",
+    "passthrough_lower",
+];
+
 /// Options that are known elsewhere, and why they are not here.
 const NOT_SUPPORTED: &[(&str, &str)] = &[
     ("plugins", "layers are directories here"),
-    ("datadir+", "data-only layers cannot be read yet"),
     (
         "nooverride_creds",
         "layers are reached with the daemon's rights",
@@ -234,14 +254,20 @@ impl MountOptions {
     /// Parses the values of several `-o`, in their order.
     pub fn parse<S: AsRef<OsStr>>(values: &[S]) -> Result<MountOptions, OptionError> {
         let mut options = MountOptions::default();
+        let mut seen = HashMap::new();
         for value in values {
-            options.add(value.as_ref())?;
+            options.add(value.as_ref(), &mut seen)?;
         }
         options.check()?;
         Ok(options)
     }
 
-    fn add(&mut self, value: &OsStr) -> Result<(), OptionError> {
+    /// `seen`: the values of the options that have one.
+    fn add(
+        &mut self,
+        value: &OsStr,
+        seen: &mut HashMap<String, Vec<u8>>,
+    ) -> Result<(), OptionError> {
         for option in split(value.as_bytes(), b',') {
             if option.is_empty() {
                 continue;
@@ -253,6 +279,13 @@ impl MountOptions {
             let name = String::from_utf8_lossy(name);
             match value {
                 None => self.word(&name)?,
+                Some(value) if NAMED_ONCE.contains(&&*name) => {
+                    match seen.insert(name.clone().into_owned(), value.to_owned()) {
+                        None => self.assignment(&name, value)?,
+                        Some(before) if before == value => {}
+                        Some(_) => return Err(OptionError::Repeated(name.into_owned())),
+                    }
+                }
                 Some(value) => self.assignment(&name, value)?,
             }
         }
@@ -296,8 +329,12 @@ impl MountOptions {
             expected,
         };
         match name {
-            "lowerdir" => self.lowers.extend(lowers(raw)?),
+            "lowerdir" => self.add_lowers(raw)?,
+            "lowerdir+" if !self.data_layers.is_empty() => {
+                return Err(OptionError::Conflict("lowerdir+", "datadir+ before it"));
+            }
             "lowerdir+" => self.lowers.push(path(name, raw)?),
+            "datadir+" => self.data_layers.push(path(name, raw)?),
             "upperdir" => self.upper = Some(path(name, raw)?),
             "workdir" => self.work = Some(path(name, raw)?),
             "fsname" => self.fsname = Some(OsString::from_vec(unescape(raw))),
@@ -393,6 +430,28 @@ impl MountOptions {
         Ok(())
     }
 
+    /// The layers of `lowerdir`: a colon between those that are merged, two before each that is data-only.
+    fn add_lowers(&mut self, raw: &[u8]) -> Result<(), OptionError> {
+        let mut data_only = false;
+        let mut parts = split(raw, b':').into_iter();
+        while let Some(part) = parts.next() {
+            if part.is_empty() && !self.lowers.is_empty() {
+                let layer = path("lowerdir", parts.next().unwrap_or_default())?;
+                self.data_layers.push(layer);
+                data_only = true;
+            } else if data_only {
+                return Err(OptionError::Value {
+                    name: "lowerdir".to_owned(),
+                    value: String::from_utf8_lossy(raw).into_owned(),
+                    expected: "two colons before each layer that follows a data-only one",
+                });
+            } else {
+                self.lowers.push(path("lowerdir", part)?);
+            }
+        }
+        Ok(())
+    }
+
     /// Options that cannot both be meant.
     fn check(&self) -> Result<(), OptionError> {
         let conflict = |a, b| Err(OptionError::Conflict(a, b));
@@ -407,6 +466,14 @@ impl MountOptions {
         }
         if self.allow_other && self.allow_root {
             return conflict("allow_other", "allow_root");
+        }
+        if !self.data_layers.is_empty() {
+            if self.metacopy == Some(false) {
+                return conflict("metacopy=off", "data-only layers");
+            }
+            if self.redirect_dir == Some(RedirectDir::NoFollow) {
+                return conflict("redirect_dir=nofollow", "data-only layers");
+            }
         }
         // Where a metacopy file is renamed its data is found by a redirect.
         if self.metacopy == Some(true) {
@@ -539,20 +606,6 @@ fn path(name: &str, raw: &[u8]) -> Result<PathBuf, OptionError> {
     Ok(PathBuf::from(OsString::from_vec(unescape(raw))))
 }
 
-fn lowers(raw: &[u8]) -> Result<Vec<PathBuf>, OptionError> {
-    let parts = split(raw, b':');
-    if parts.windows(2).any(|pair| pair[1].is_empty()) && parts.len() > 2 {
-        return Err(not_supported(
-            "lowerdir=...::...",
-            "data-only layers cannot be read yet",
-        ));
-    }
-    parts
-        .into_iter()
-        .map(|part| path("lowerdir", part))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -571,7 +624,7 @@ mod tests {
             ("lowerdir=a", vec!["a"]),
             ("lowerdir=/a:b:../c", vec!["/a", "b", "../c"]),
             (r"lowerdir=a\:b:c\,d:e\\f", vec!["a:b", "c,d", r"e\f"]),
-            ("lowerdir=a:b,lowerdir=c", vec!["a", "b", "c"]),
+            ("lowerdir=a:b,lowerdir=a:b", vec!["a", "b"]),
             ("lowerdir+=a:b,lowerdir+=c", vec!["a:b", "c"]),
             ("ro,,lowerdir=a,", vec!["a"]),
         ] {
@@ -580,6 +633,32 @@ mod tests {
         let options = parse(r"lowerdir=l,upperdir=u\,1,workdir=w\:2").unwrap();
         assert_eq!(options.upper, Some("u,1".into()));
         assert_eq!(options.work, Some("w:2".into()));
+    }
+
+    #[test]
+    fn data_only_layers() {
+        for text in [
+            "lowerdir=a:b::c::d",
+            "lowerdir+=a,lowerdir+=b,datadir+=c,datadir+=d",
+        ] {
+            let options = parse(text).unwrap();
+            assert_eq!(options.lowers, paths(&["a", "b"]), "{text}");
+            assert_eq!(options.data_layers, paths(&["c", "d"]), "{text}");
+        }
+        for (text, word) in [
+            ("lowerdir=::c", "a path"),
+            ("lowerdir=a::", "a path"),
+            ("lowerdir=a:", "a path"),
+            ("lowerdir=a::c:d", "two colons"),
+            ("lowerdir=a,datadir+=b,lowerdir+=c", "datadir+"),
+            ("lowerdir=a::b,metacopy=off", "contradict"),
+            ("lowerdir=a::b,redirect_dir=nofollow", "contradict"),
+            ("index=on,index=off", "\"index\""),
+            ("lowerdir=a,lowerdir=b", "\"lowerdir\""),
+        ] {
+            let message = parse(text).unwrap_err().to_string();
+            assert!(message.contains(word), "{text}: {message}");
+        }
     }
 
     #[test]
@@ -648,7 +727,6 @@ mod tests {
         for (text, part) in [
             ("frobnicate", "unknown mount option \"frobnicate\""),
             ("frob=1", "unknown mount option \"frob\""),
-            ("lowerdir=a::b", "data-only"),
             ("lowerdir=", "a path is expected"),
             ("lowerdir=a:", "a path is expected"),
             ("datadir+=a", "\"datadir+\" is not supported"),

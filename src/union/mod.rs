@@ -108,7 +108,7 @@ impl Union {
         params: Params,
     ) -> Result<Union> {
         let follow = params.redirect_dir != RedirectDir::NoFollow;
-        let stack = Stack::new(lowers, upper, follow);
+        let stack = Stack::new(lowers, upper, follow, params.data_layers);
         let table = Table::new();
         let parts = stack.root()?;
         let Some(stat) = parts.stat().copied() else {

@@ -33,6 +33,9 @@ pub struct Params {
     pub redirect_dir: RedirectDir,
     /// `metacopy`: copy up metadata alone where that is enough.
     pub metacopy: bool,
+    /// How many of the lower layers, the last ones, are data-only: they show no names, and only absolute redirects of metacopy
+    /// files lead there.
+    pub data_layers: usize,
     /// `partial`: files larger than this, in bytes, are copied up by blocks.
     pub partial: Option<u64>,
     /// `index`: hard links of lower files stay linked across copy-up.
@@ -62,6 +65,7 @@ impl Default for Params {
         Params {
             redirect_dir: RedirectDir::On,
             metacopy: false,
+            data_layers: 0,
             partial: None,
             index: true,
             no_sync: false,

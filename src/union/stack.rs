@@ -25,6 +25,8 @@ const INO_BITS: u32 = 48;
 pub(crate) struct Stack {
     /// Topmost first. Immutable.
     pub lowers: Vec<Arc<dyn Layer>>,
+    /// Where the data-only layers begin in `lowers`. Immutable.
+    data_from: usize,
     /// Immutable.
     pub upper: Option<Arc<Upper>>,
     /// Redirects are followed. Immutable.
@@ -127,6 +129,14 @@ fn split(path: &[u8]) -> Result<Vec<OsString>> {
         .collect()
 }
 
+/// The search for the data of a metacopy file.
+struct DataSearch {
+    /// The last file that was found has none of its own.
+    wanted: bool,
+    /// Where the data-only layers may have it: what that file's own redirect says, where it is absolute.
+    path: Option<Vec<OsString>>,
+}
+
 /// What one layer answered for a whole target.
 enum Step {
     Missing,
@@ -148,6 +158,7 @@ impl Stack {
         lowers: Vec<Arc<dyn Layer>>,
         upper: Option<Arc<Upper>>,
         follow: bool,
+        data_layers: usize,
     ) -> Stack {
         let mut devices: Vec<u64> = Vec::new();
         let all = upper
@@ -160,6 +171,7 @@ impl Stack {
             }
         }
         Stack {
+            data_from: lowers.len().saturating_sub(data_layers),
             lowers,
             upper,
             follow,
@@ -208,7 +220,7 @@ impl Stack {
         let opaque = upper
             .as_ref()
             .is_some_and(|u| u.marks.opaque == Opaque::Yes);
-        for (i, layer) in self.lowers.iter().enumerate() {
+        for (i, layer) in self.lowers.iter().enumerate().take(self.data_from) {
             if opaque {
                 break;
             }
@@ -314,9 +326,62 @@ impl Stack {
     fn resolve_lowers(
         &self,
         dir: &DirParts,
+        target: Target,
+        from: Option<usize>,
+        want_data: bool,
+        out: &mut Resolved,
+    ) -> Result<()> {
+        let mut search = DataSearch {
+            wanted: want_data,
+            path: None,
+        };
+        self.walk_lowers(dir, target, from, &mut search, out)?;
+        let Some(last) = out.lowers.last().filter(|_| search.wanted) else {
+            return Ok(());
+        };
+        if let Some(path) = &search.path
+            && let Some(data) = self.find_data(path)?
+        {
+            out.lowers.push(data);
+            return Ok(());
+        }
+        // Its own bytes are none.
+        Err(Error::Corrupt(format!(
+            "the data of a metacopy file of the layer {} is in no layer below it",
+            self.lower(last).describe()
+        )))
+    }
+
+    /// The first file that the data-only layers have at a path; whiteouts and marks mean nothing there.
+    fn find_data(&self, path: &[OsString]) -> Result<Option<LowerRef>> {
+        let layers = self.lowers.iter().enumerate().skip(self.data_from);
+        'layers: for (index, layer) in layers {
+            let mut node = layer.root();
+            let mut is_file = false;
+            for part in path {
+                let LayerLookup::Found(found) = layer.lookup(&node, part, false)? else {
+                    continue 'layers;
+                };
+                node = found.node;
+                is_file = found.stat.is_file();
+            }
+            if is_file {
+                return Ok(Some(LowerRef {
+                    layer: index as u16,
+                    node,
+                    xwhiteouts: false,
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn walk_lowers(
+        &self,
+        dir: &DirParts,
         mut target: Target,
         from: Option<usize>,
-        mut want_data: bool,
+        search: &mut DataSearch,
         out: &mut Resolved,
     ) -> Result<()> {
         let is_dir_above = out.upper.as_ref().is_some_and(|u| u.stat.is_dir());
@@ -324,7 +389,7 @@ impl Stack {
         let mut at = if from_root { 0 } else { from.unwrap_or(0) };
         loop {
             let len = if from_root {
-                self.lowers.len()
+                self.data_from
             } else {
                 dir.lowers.len()
             };
@@ -347,30 +412,31 @@ impl Stack {
                     marks,
                     mut last,
                 } = *found;
-                let dir_so_far =
-                    is_dir_above || (out.upper.is_none() && !out.lowers.is_empty() && !want_data);
+                let dir_so_far = is_dir_above
+                    || (out.upper.is_none() && !out.lowers.is_empty() && !search.wanted);
                 if stat.is_dir() {
                     // A directory below a file is hidden by it; a metacopy's data is no directory.
-                    if want_data {
+                    if search.wanted {
                         return Ok(());
                     }
                 } else if dir_so_far {
                     // A file below a directory ends the merge.
                     return Ok(());
                 } else {
-                    if want_data && !stat.is_file() {
+                    if search.wanted && !stat.is_file() {
                         return Ok(());
                     }
-                    want_data = stat.is_file() && marks.metacopy;
-                    if want_data && marks.partial.is_some() {
+                    search.wanted = stat.is_file() && marks.metacopy;
+                    search.path = None;
+                    if search.wanted && marks.partial.is_some() {
                         return Err(Error::Corrupt(format!(
                             "a file of the layer {} was copied up partially: complete it first, by acetate complete \
                              on a mount that has the layer as its upper",
                             self.lowers[index as usize].describe()
                         )));
                     }
-                    out.metacopy |= want_data;
-                    last = !want_data;
+                    out.metacopy |= search.wanted;
+                    last = !search.wanted;
                 }
                 out.lower_stat.get_or_insert(stat);
                 out.lowers.push(LowerRef {
@@ -383,6 +449,11 @@ impl Stack {
                 }
                 if let Some(redirect) = &marks.redirect {
                     self.check_follow(redirect)?;
+                    if search.wanted
+                        && let Some(path) = redirect.as_bytes().strip_prefix(b"/")
+                    {
+                        search.path = Some(split(path)?);
+                    }
                     let end = match &target {
                         Target::Name(_) => 0,
                         Target::Path(parts) => parts.len().saturating_sub(1),

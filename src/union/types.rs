@@ -177,8 +177,4 @@ pub struct DirEntry<'a> {
 pub struct WriteFlags {
     /// The writer, where it may not keep suid and sgid (`FUSE_WRITE_KILL_SUIDGID`).
     pub kill_priv: Option<Caller>,
-    /// The write comes from the page cache (writeback), not straight from a program.
-    pub cached: bool,
-    /// The file was opened with `O_APPEND` and the write is at its end.
-    pub append: bool,
 }
