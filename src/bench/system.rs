@@ -112,10 +112,11 @@ pub(super) fn find_program(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
+/// A program under the name that reports call it by.
+pub(super) type Named = (String, PathBuf);
+
 /// The unions that this machine may have, by the name of each. Whether one works is seen when it is mounted.
-pub(super) fn mount_programs(
-    rivals: &[PathBuf],
-) -> Result<(Vec<(String, PathBuf)>, Vec<Left>), BenchError> {
+pub(super) fn mount_programs(rivals: &[PathBuf]) -> Result<(Vec<Named>, Vec<Left>), BenchError> {
     let mut found = Vec::new();
     let mut left = Vec::new();
     for rival in rivals {

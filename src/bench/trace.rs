@@ -310,7 +310,7 @@ fn in_all(report: &Report) -> Vec<String> {
             None => sums.push((&file.advice, file.bytes, 1)),
         }
     }
-    sums.sort_by(|a, b| b.1.cmp(&a.1));
+    sums.sort_by_key(|sum| std::cmp::Reverse(sum.1));
     let dear = |(advice, bytes, _): &(&str, u64, usize)| *bytes > 0 && !advice.starts_with("small");
     let mut lines: Vec<String> = sums
         .iter()

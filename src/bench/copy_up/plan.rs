@@ -83,7 +83,7 @@ fn sizes(max: u64) -> Vec<u64> {
 pub(super) fn plan(request: &Request) -> (Vec<Case>, Files) {
     let sizes = sizes(request.max_size);
     let fitting = sizes.iter().filter(|size| **size <= 4 << 20);
-    let middle = fitting.last().copied().unwrap_or(SMALLEST);
+    let middle = fitting.max().copied().unwrap_or(SMALLEST);
     let mut cases = Vec::new();
     let growing: &[Change] = if request.quick {
         &[Change::Block, Change::Chmod]
