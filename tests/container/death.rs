@@ -1,0 +1,193 @@
+//! Sudden death of every process that takes part.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use crate::require;
+use crate::rig::{Rig, able, kill};
+
+const TICK: &str = "echo x >> /data/f; echo up; while true; do sleep 0.05; done";
+
+fn monitor(rig: &Rig, name: &str) -> i32 {
+    let state = fs::read(rig.dir(name).join("state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
+    i32::try_from(state["monitor"].as_i64().unwrap()).unwrap()
+}
+
+#[test]
+fn a_container_whose_monitor_was_killed_is_dead_and_starts_again() {
+    require!(able());
+    let rig = Rig::new("monitor");
+    rig.must(&["run", "-d", "--name", "mm", "bb", "sh", "-c", TICK]);
+    kill(monitor(&rig, "mm"));
+    rig.until("it is dead", || rig.status("mm") == "dead");
+    assert!(
+        rig.must(&["ps", "-a"])
+            .contains("Dead: its monitor was killed")
+    );
+    assert!(
+        rig.fails(1, &["exec", "mm", "true"])
+            .contains("not running")
+    );
+    let program = rig.inspect("mm")["State"]["Pid"].as_i64().unwrap();
+    rig.must(&["start", "mm"]);
+    // Whoever adopted it may not have taken note of its end yet.
+    let status = fs::read_to_string(format!("/proc/{program}/status")).unwrap_or_default();
+    let runs = status
+        .lines()
+        .any(|line| line.starts_with("State:") && !line.contains('Z'));
+    assert!(!runs, "the first run goes on: {status}");
+    assert_eq!(rig.must(&["exec", "mm", "cat", "/data/f"]), "x\nx\n");
+    kill(monitor(&rig, "mm"));
+    rig.until("it is dead", || rig.status("mm") == "dead");
+    rig.must(&["rm", "mm"]);
+    rig.nothing_is_left();
+}
+
+#[test]
+fn a_container_whose_daemon_was_killed_is_dead_and_starts_again() {
+    require!(able());
+    let rig = Rig::new("daemon");
+    rig.must(&["run", "-d", "--name", "dd", "bb", "sh", "-c", TICK]);
+    rig.until("it is up", || rig.must(&["logs", "dd"]) == "up\n");
+    let rootfs = rig.dir("dd").join("rootfs");
+    let mounts: serde_json::Value = serde_json::from_str(&rig.must(&["mounts", "--json"])).unwrap();
+    let daemon = mounts
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|m| m["mountpoint"].as_str() == rootfs.to_str())
+        .unwrap()["pid"]
+        .as_i64()
+        .unwrap();
+    kill(i32::try_from(daemon).unwrap());
+    rig.until("it is dead", || rig.status("dd") == "dead");
+    assert!(
+        rig.must(&["ps", "-a"])
+            .contains("the daemon of its root filesystem died")
+    );
+    rig.must(&["start", "dd"]);
+    // The first run may have told that its programs were gone.
+    rig.until("it is up again", || {
+        rig.must(&["logs", "dd"]).matches("up\n").count() == 2
+    });
+    assert_eq!(rig.must(&["exec", "dd", "cat", "/data/f"]), "x\nx\n");
+    rig.must(&["rm", "-f", "dd"]);
+    rig.nothing_is_left();
+}
+
+#[test]
+fn a_command_that_is_killed_leaves_nothing_that_prune_does_not_take() {
+    require!(able());
+    let rig = Rig::new("command");
+    for round in 0..12u64 {
+        let mut child = rig
+            .command(&["run", "--name", &format!("r{round}"), "bb", "sleep", "0.3"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // From before the container is made until after it has ended.
+        thread::sleep(Duration::from_millis(round * 30));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    rig.until("all have ended", || rig.processes().is_empty());
+    rig.must(&["container", "prune"]);
+    rig.nothing_is_left();
+    assert_eq!(rig.must(&["run", "--rm", "bb", "echo", "fine"]), "fine\n");
+}
+
+#[test]
+fn monitors_that_are_killed_at_any_moment_leave_nothing_that_rm_does_not_take() {
+    require!(able());
+    let rig = Rig::new("moments");
+    for round in 0..10u64 {
+        let mut child = rig
+            .command(&[
+                "run",
+                "--name",
+                "kk",
+                "bb",
+                "sh",
+                "-c",
+                "echo x > /data/f; sleep 0.1",
+            ])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        thread::sleep(Duration::from_millis(round * 25));
+        for (pid, line) in rig.processes() {
+            if line.contains("container-monitor") {
+                // It may have ended by itself.
+                let pid = nix::unistd::Pid::from_raw(pid);
+                drop(nix::sys::signal::kill(
+                    pid,
+                    nix::sys::signal::Signal::SIGKILL,
+                ));
+            }
+        }
+        child.wait().unwrap();
+        rig.acetate(&["rm", "--force", "kk"]);
+        rig.nothing_is_left();
+    }
+}
+
+#[test]
+fn clients_that_vanish_or_talk_nonsense_harm_nobody() {
+    require!(able());
+    let rig = Rig::new("clients");
+    let flood = "yes 0123456789012345678901234567890123456789 | dd bs=1024 count=3000 iflag=fullblock 2>/dev/null; sleep 0.2; echo end";
+    rig.must(&[
+        "run",
+        "-d",
+        "--name",
+        "vv",
+        "bb",
+        "sh",
+        "-c",
+        &format!("sleep 1; {flood}; sleep 1000"),
+    ]);
+    let socket = rig.dir("vv").join("attach.sock");
+    let connect = || {
+        let dir = fs::File::open(socket.parent().unwrap()).unwrap();
+        use std::os::fd::AsRawFd;
+        UnixStream::connect(format!("/proc/self/fd/{}/attach.sock", dir.as_raw_fd())).unwrap()
+    };
+    for nonsense in [
+        &b"x"[..],
+        b"i\xff\xff\xff\xff",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"a\0\0\0\0",
+    ] {
+        connect().write_all(nonsense).unwrap();
+    }
+    // It says that it reads, and does not: it is dropped after a while.
+    let mut sleeper = connect();
+    sleeper.write_all(b"a\0\0\0\0").unwrap();
+    let mut child = rig
+        .command(&["attach", "vv"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    thread::sleep(Duration::from_millis(1500));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let begin = std::time::Instant::now();
+    while !rig.must(&["logs", "-n", "1", "vv"]).ends_with("end\n") {
+        assert!(
+            begin.elapsed() < Duration::from_secs(40),
+            "the container stands still"
+        );
+        thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(rig.status("vv"), "running");
+    drop(sleeper);
+    rig.must(&["rm", "-f", "vv"]);
+    rig.nothing_is_left();
+}
