@@ -195,7 +195,14 @@ impl Snapshots {
             stack
         };
         log::debug!("{:?} {:?} is number {}", stack.kind, stack.name, stack.id);
-        self.mounter.mounts(&self.root, &stack)
+        let mounts = self.mounter.mounts(&self.root, &stack);
+        // What could not be mounted was not made: the client asks again under the same key.
+        if mounts.is_err()
+            && let Err(e) = self.remove(&stack.name)
+        {
+            log::warn!("{e}");
+        }
+        mounts
     }
 
     /// How to mount a view or an active snapshot.

@@ -68,6 +68,8 @@ pub(super) fn numbers(dir: &Path) -> io::Result<Vec<u64>> {
 impl Snapshots {
     /// Deletes a snapshot's directory, which no record names any more, unless a mount uses it.
     pub(super) fn discard(&self, id: u64) -> Result<(), SnapshotError> {
+        // One after the other: a second one would take the first one's lock for a mount, and stumble over its deletion.
+        let _alone = self.deleting.lock();
         mounts::end(&self.root.mount(id))?;
         let dir = self.root.snapshot(id);
         let fs = self.root.fs(id);
@@ -81,12 +83,11 @@ impl Snapshots {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(SnapshotError::io("remove", &dir)(e)),
         }
-        self.delete(&trash)
+        Snapshots::delete_locked(&trash)
     }
 
-    /// Deletes what lies in the trash, one after the other: two that delete the same tree would stumble.
-    fn delete(&self, dir: &Path) -> Result<(), SnapshotError> {
-        let _alone = self.deleting.lock();
+    /// Deletes what lies in the trash. The caller holds `deleting`.
+    fn delete_locked(dir: &Path) -> Result<(), SnapshotError> {
         match remove_tree(dir) {
             // The one before did it.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -112,7 +113,8 @@ impl Snapshots {
         }
         let trash = self.root.trash();
         for id in numbers(&trash).map_err(SnapshotError::io("read", &trash))? {
-            self.delete(&trash.join(id.to_string()))?;
+            let _alone = self.deleting.lock();
+            Snapshots::delete_locked(&trash.join(id.to_string()))?;
         }
         Ok(())
     }

@@ -161,3 +161,20 @@ fn a_client_that_vanishes_leaves_nothing_half_done() {
     assert_eq!(stand.client.list(&[]).unwrap().len(), 20);
     assert_eq!(stand.left().len(), 40);
 }
+
+#[test]
+fn a_snapshot_that_cannot_be_mounted_is_not_made() {
+    require!(prerequisites());
+    let mut stand = Stand::with("unmountable", &["--mounts", "snapshotter"]);
+    stand.client.prepare("a", "").unwrap();
+    stand.client.commit("base", "a").unwrap();
+    // The place of the next mount is taken by a file.
+    let taken = stand.scratch.join("root/mounts/2");
+    fs::write(&taken, "").unwrap();
+    assert!(stand.client.prepare("b", "base").is_err());
+    assert_eq!(code(stand.client.stat("b")), Code::NotFound);
+    drop(fs::remove_file(&taken));
+    let mounts = stand.client.prepare("b", "base").unwrap();
+    drop(stand.mount(&mounts));
+    stand.client.remove("b").unwrap();
+}
