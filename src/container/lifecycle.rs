@@ -326,9 +326,7 @@ impl Containers {
             Ok::<_, ContainerError>(mount::diff(rootfs)?)
         })?;
         let targets = bundle::targets(container);
-        changes.retain(|change| {
-            change.kind != ChangeKind::A || !targets.iter().any(|target| *target == change.path)
-        });
+        changes.retain(|change| change.kind != ChangeKind::A || !targets.contains(&change.path));
         Ok(changes)
     }
 }

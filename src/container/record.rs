@@ -317,7 +317,7 @@ impl Containers {
                 Err(e) => log::warn!("{e}"),
             }
         }
-        found.sort_by(|a, b| b.record.created.cmp(&a.record.created));
+        found.sort_by_key(|found| std::cmp::Reverse(found.record.created));
         Ok(found)
     }
 

@@ -133,7 +133,7 @@ fn data_only_layers_give_data_alone() {
     );
     let (upper, work) = (scratch.dir("upper"), scratch.dir("work"));
     let mount = Acetate::new(scratch.join("merged"))
-        .options(&format!("lowerdir={layers}"))
+        .options(format!("lowerdir={layers}"))
         .upper(&upper, &work)
         .mount();
     let kernel = scratch.dir("kernel");

@@ -48,6 +48,8 @@ pub(in crate::cli) struct ContainerArgs {
     command: Grouped,
 }
 
+// One is made for each run of the program.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Subcommand)]
 enum Grouped {
     #[command(flatten)]

@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(map.at(6), (false, 8));
         assert_eq!(map.next_absent(4..20), Some(6..8));
         assert!(map.has(4..6) && !map.has(4..7) && map.has(3..3));
-        assert_eq!(map.gaps(), [6..8]);
+        assert_eq!(map.gaps(), vec![6..8]);
         map.add(6..8, true);
         assert_eq!(map.at(4), (true, 9));
         assert_eq!(map.count(), 5);

@@ -185,8 +185,7 @@ impl Upper {
         const EXT4: i64 = 0xEF53;
         const XFS: i64 = 0x5846_5342;
         const BTRFS: i64 = 0x9123_683E;
-        rustix::fs::fstatfs(&*self.root_fd)
-            .is_ok_and(|fs| [EXT4, XFS, BTRFS].contains(&fs.f_type))
+        rustix::fs::fstatfs(&*self.root_fd).is_ok_and(|fs| [EXT4, XFS, BTRFS].contains(&fs.f_type))
     }
 }
 
