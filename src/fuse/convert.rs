@@ -113,7 +113,7 @@ pub(super) fn plus_attr(
         let ttl = attr_ttl.min(found.entry_ttl);
         return (attr, ttl, Generation(found.generation));
     }
-    // `.` and `..`: the kernel takes no inode from them.
+    // `.` and `..`, from which the kernel takes no inode, and what cannot be looked at: that name is asked for again.
     let mut attr = no_entry();
     attr.ino = INodeNo(entry.ino);
     attr.kind = file_type(entry.file_type);

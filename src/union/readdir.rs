@@ -55,9 +55,23 @@ impl Union {
             let Some(item) = item else {
                 return Ok(sink(self.dot(&inode, cookie), None));
             };
-            // Removed since the listing was read: no entry.
-            let Some(found) = self.find(&inode, &item.name)? else {
-                return Ok(false);
+            let found = match self.find(&inode, &item.name) {
+                Ok(Some(found)) => found,
+                // Removed since the listing was read: no entry.
+                Ok(None) => return Ok(false),
+                // One damaged file does not hide the others. It is named without a node that is kept: who uses the name
+                // asks for it again, and is told the error. A number that is known must not be given uncounted.
+                Err(e) if item.ino != 0 && self.table.get(item.ino).is_err() => {
+                    log::warn!("{:?} cannot be looked at: {e}", item.name);
+                    let entry = DirEntry {
+                        name: &item.name,
+                        ino: item.ino,
+                        file_type: item.file_type,
+                        cookie,
+                    };
+                    return Ok(sink(entry, None));
+                }
+                Err(e) => return Err(e),
             };
             let entry = self.entry(&found)?;
             let full = sink(

@@ -363,18 +363,21 @@ fn nodes_are_found_while_directories_are_renamed() {
     let dir = fixture.mkdir(&root, "a", Replace::Nothing);
     let sub = fixture.mkdir(&dir, "sub", Replace::Nothing);
     let file = fixture.file(&sub, "f", Replace::Nothing);
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    // The other thread ends with this one, also where an assertion fails here.
+    let (running, ended) = std::sync::mpsc::channel::<()>();
+    let fixture = &fixture;
+    let (dir, root) = (&dir, &root);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        scope.spawn(move || {
             let mut names = ["a", "b"];
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while ended.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
                 let [from, to] = names;
                 fixture
                     .upper
                     .rename(
-                        (&root, name(from)),
-                        &dir,
-                        (&root, name(to)),
+                        (root, name(from)),
+                        dir,
+                        (root, name(to)),
                         None,
                         Replace::Nothing,
                         false,
@@ -385,7 +388,7 @@ fn nodes_are_found_while_directories_are_renamed() {
         });
         // Many other directories push the moving ones out of the cache.
         let others: Vec<Node> = (0..16)
-            .map(|i| fixture.mkdir(&root, &format!("o{i}"), Replace::Nothing))
+            .map(|i| fixture.mkdir(root, &format!("o{i}"), Replace::Nothing))
             .collect();
         for _ in 0..3000 {
             for other in &others {
@@ -394,7 +397,7 @@ fn nodes_are_found_while_directories_are_renamed() {
             let stat = fixture.upper.stat(&file).unwrap();
             assert_eq!(stat.size, 1);
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        drop(running);
     });
 }
 
