@@ -20,7 +20,7 @@ use super::fdcache::NO_SLOT;
 use super::tree::Tree;
 
 /// How often a node is sought again when another thread may be renaming it or a directory above.
-const ATTEMPTS: usize = 6;
+const ATTEMPTS: usize = 64;
 
 /// A node of a directory tree. Valid as long as it has a place in the tree or is held open.
 pub struct PathNode {

@@ -113,6 +113,7 @@ impl Parser<'_> {
             self.skip('.');
             path.push(self.field()?);
         }
+        self.blanks();
         let test = match self.peek() {
             None | Some(',') => Test::Present,
             Some(_) => match self.operator()? {
