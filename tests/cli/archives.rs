@@ -124,7 +124,7 @@ fn what_is_no_image() {
         "nowhere",
         "/dev/null",
     ] {
-        place.refused(&format!("mount {image} merged"), &[image]);
+        place.refused(&format!("mount --pull=never {image} merged"), &[image]);
     }
 }
 

@@ -189,7 +189,7 @@ fn the_program_writes_its_own_manual() {
     assert!(
         page("acetate-image-commit.1")
             .unwrap()
-            .contains("Makes an image of what a mount changes")
+            .contains("Makes an image of what a mount or a container changes")
     );
     place.refused("man top/overridden", &["top/overridden"]);
 }
