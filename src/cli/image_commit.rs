@@ -34,6 +34,9 @@ pub(super) struct CommitArgs {
     /// Change the configuration by an instruction of a Dockerfile, such as 'CMD ["httpd"]'
     #[arg(short, long = "change", value_name = "INSTRUCTION")]
     changes: Vec<String>,
+    /// Let a container stand still meanwhile (the default), or run on: --pause=false
+    #[arg(short, long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
+    pause: bool,
     /// Print nothing
     #[arg(short, long)]
     quiet: bool,
@@ -54,7 +57,7 @@ impl CommitArgs {
             Err(MountError::NotMounted(_) | MountError::Path(..))
                 if container::is_meant(&self.target, store) =>
             {
-                container::commit(&self.target, store, new)?
+                container::commit(&self.target, store, new, self.pause)?
             }
             Err(e) => return Err(e.into()),
         };

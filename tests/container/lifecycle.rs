@@ -241,6 +241,7 @@ fn programs_run_beside_and_images_are_made_of_running_containers() {
     assert_eq!((code, output), (Some(0), b"through".to_vec()));
     let id = rig.must(&[
         "commit",
+        "-p",
         "-a",
         "me",
         "-m",

@@ -152,10 +152,15 @@ pub(super) fn diff(name: &Path, json: bool, root: Option<PathBuf>) -> Result<(),
 }
 
 /// `acetate commit` of a container, which stands still meanwhile.
-pub(super) fn commit(name: &Path, store: &Store, new: NewImage) -> Result<StoredImage, CliError> {
+pub(super) fn commit(
+    name: &Path,
+    store: &Store,
+    new: NewImage,
+    pause: bool,
+) -> Result<StoredImage, CliError> {
     let containers = Containers::new(store.root());
     let container = containers.find(&name.to_string_lossy())?;
-    work::commit(&containers, store, &container, new, true)
+    work::commit(&containers, store, &container, new, pause)
 }
 
 /// Runs `work` on the root filesystem of a container, for `acetate export`.

@@ -147,7 +147,7 @@ pub(in crate::cli) struct CommitArgs {
     /// Change the configuration by an instruction of a Dockerfile, such as 'CMD ["httpd"]'
     #[arg(short, long = "change", value_name = "INSTRUCTION")]
     changes: Vec<String>,
-    /// Let the container run on meanwhile, or not
+    /// Let the container stand still meanwhile (the default), or run on: --pause=false
     #[arg(short, long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
     pause: bool,
 }
