@@ -63,8 +63,10 @@ impl Places {
 
 fn compare(archive: &OsStr, folder: Option<&OsStr>) -> Result<()> {
     let folder = folder.map_or_else(std::env::temp_dir, PathBuf::from);
+    // podman takes a folder's path for a name as well, and names have no capitals.
     let dir = tempfile::Builder::new()
-        .prefix("acetate-load-")
+        .prefix(&format!("acetate-load-{}", std::process::id()))
+        .rand_bytes(0)
         .tempdir_in(folder)?;
     let layout = dir.path().join("layout");
     alone::gzip_layout(Path::new(archive), &layout)?;

@@ -12,7 +12,7 @@ use super::error::ImageError;
 /// How much is written before its writeback is begun.
 const WINDOW: u64 = 8 << 20;
 /// Linux 6.14: begin to write at once, and let the pages go then. The copy is not read again soon, and memory that is
-/// used again and again is quicker to fill than memory that was never touched: a fifth of the time of a whole load.
+/// used again and again is quicker to fill than memory that was never touched.
 const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(libc::RWF_DONTCACHE as u32);
 
 /// Reads, and writes what was read into a file.
