@@ -242,6 +242,9 @@ struct PruneArgs {
     /// As JSON
     #[arg(long)]
     json: bool,
+    /// As docker has it: there is no question to be answered
+    #[arg(short, long, hide = true)]
+    force: bool,
 }
 
 impl PruneArgs {
