@@ -188,6 +188,7 @@ impl Upper {
         let scratch_node = PathNode::root(tree.clone(), scratch.clone(), scratch_ino);
         Ok(Arc::new(Upper {
             path: upper.to_owned(),
+            keeps_order: keeps_order(&root_fd),
             work: Workdir::new(base, scratch_node, scratch, form, renames),
             options,
             tree,
@@ -201,6 +202,14 @@ impl Upper {
             partial: Announcement::new(partial),
         }))
     }
+}
+
+/// See [`Upper::keeps_order`].
+fn keeps_order(root: &OwnedFd) -> bool {
+    const EXT4: i64 = 0xEF53;
+    const XFS: i64 = 0x5846_5342;
+    const BTRFS: i64 = 0x9123_683E;
+    rustix::fs::fstatfs(root).is_ok_and(|fs| [EXT4, XFS, BTRFS].contains(&fs.f_type))
 }
 
 /// Everything that can be told without touching anything; takes both directories for this process.

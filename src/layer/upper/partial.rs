@@ -177,16 +177,6 @@ impl Upper {
         let node = crate::layer::tree::path_node(node)?;
         Ok(self.open_file(node, crate::layer::Access::Write)?.into())
     }
-
-    /// Whether the filesystem keeps the order of changes of metadata over a power cut, so that a file none of whose data is yet to
-    /// be written (it has none, or shares a clone's) need not be synced before it is named: the journals of ext4 and xfs are
-    /// replayed in order, and btrfs commits whole transactions, so a name is there only with all that was made before it.
-    pub fn keeps_order(&self) -> bool {
-        const EXT4: i64 = 0xEF53;
-        const XFS: i64 = 0x5846_5342;
-        const BTRFS: i64 = 0x9123_683E;
-        rustix::fs::fstatfs(&*self.root_fd).is_ok_and(|fs| [EXT4, XFS, BTRFS].contains(&fs.f_type))
-    }
 }
 
 #[cfg(test)]
