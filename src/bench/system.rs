@@ -311,6 +311,24 @@ fn unionfs_branches(place: &Place, upper: &Path) -> OsString {
     text
 }
 
+/// Of the systems, those whose names contain one of the given words; all of them where there is none.
+pub(super) fn only(
+    words: &[String],
+    mut all: Vec<System>,
+    mut left: Vec<Left>,
+) -> Result<(Vec<System>, Vec<Left>), BenchError> {
+    if !words.is_empty() {
+        let wanted = |name: &str| words.iter().any(|part| name.contains(part.as_str()));
+        all.retain(|system| wanted(&system.info.name));
+        left.retain(|left| wanted(&left.name));
+        if all.is_empty() {
+            let text = format!("no system here is called like {}", words.join(", "));
+            return Err(BenchError::Usage(text));
+        }
+    }
+    Ok((all, left))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

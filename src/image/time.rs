@@ -4,9 +4,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Seconds since the epoch as a date and time, in UTC.
 pub fn format(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let rest = seconds % 86_400;
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{}T{hour:02}:{minute:02}:{second:02}Z", date(seconds))
+}
+
+/// The day of a time in seconds since the epoch, in UTC.
+pub fn date(seconds: u64) -> String {
     // The calendar of Howard Hinnant's `civil_from_days`: years begin in March, so that the leap day is the last.
-    let shifted = days + 719_468;
+    let shifted = seconds / 86_400 + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era =
         (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
@@ -19,8 +25,7 @@ pub fn format(seconds: u64) -> String {
         month_from_march - 9
     };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    format!("{year:04}-{month:02}-{day:02}")
 }
 
 /// Seconds since the epoch of `YYYY-MM-DDTHH:MM:SS[.fraction](Z|±HH:MM)`.

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::Request;
 use crate::bench::disk::Filesystem;
 use crate::bench::error::BenchError;
-use crate::bench::system::{Kind, Left, System, find_program, mount_programs, this_program};
+use crate::bench::system::{Kind, Left, System, find_program, mount_programs, only, this_program};
 
 /// Everything that this machine may have. Whether it works is seen when it is mounted.
 pub(super) fn systems(
@@ -156,16 +156,7 @@ pub(super) fn systems(
             "the btrfs snapshot stands for the block-level ones",
         );
     }
-    if !request.only.is_empty() {
-        let wanted = |name: &str| request.only.iter().any(|part| name.contains(part.as_str()));
-        all.retain(|system| wanted(&system.info.name));
-        left.retain(|left| wanted(&left.name));
-        if all.is_empty() {
-            let text = format!("no system here is called like {}", request.only.join(", "));
-            return Err(BenchError::Usage(text));
-        }
-    }
-    Ok((all, left))
+    only(&request.only, all, left)
 }
 
 fn device_mapper_answers() -> bool {

@@ -51,25 +51,6 @@ fn times(value: f64) -> String {
     format!("{value:.digits$}×")
 }
 
-/// A day, in UTC.
-fn date(seconds: u64) -> String {
-    // The calendar of Howard Hinnant's `civil_from_days`: years begin in March, so that the leap day is the last.
-    let shifted = seconds / 86_400 + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,7 +76,7 @@ mod tests {
         }
         assert_eq!([0.012, 1.0, 1000.0].map(times), ["0.01×", "1.0×", "1000×"]);
         assert_eq!(
-            [951_782_399, 951_782_400].map(date),
+            [951_782_399, 951_782_400].map(crate::image::time::date),
             ["2000-02-28", "2000-02-29"]
         );
     }

@@ -42,7 +42,7 @@ pub(super) fn facts(machine: &Machine) -> String {
         bytes(machine.memory),
         escape(&machine.scratch_filesystem),
         machine.load,
-        crate::bench::report::date(machine.time),
+        crate::image::time::date(machine.time),
     )
 }
 

@@ -17,7 +17,7 @@ use crate::bench::machine::Machine;
 use crate::bench::measure::Summary;
 use crate::bench::scene::Scene;
 use crate::bench::system::{
-    Kind, Left, Mounted, Place, System, find_program, mount_programs, this_program,
+    Kind, Left, Mounted, Place, System, find_program, mount_programs, only, this_program,
 };
 
 /// What one workload gave on one system so far.
@@ -151,16 +151,7 @@ fn systems(request: &Request, root: bool) -> Result<(Vec<System>, Vec<Left>), Be
         none,
         "no union: a copy of the merged tree, written where it is",
     );
-    if !request.only.is_empty() {
-        let wanted = |name: &str| request.only.iter().any(|part| name.contains(part.as_str()));
-        all.retain(|system| wanted(&system.info.name));
-        left.retain(|left| wanted(&left.name));
-        if all.is_empty() {
-            let text = format!("no system here is called like {}", request.only.join(", "));
-            return Err(BenchError::Usage(text));
-        }
-    }
-    Ok((all, left))
+    only(&request.only, all, left)
 }
 
 /// Whom the others are compared with: the kernel, or the first that is there.
