@@ -69,8 +69,17 @@ impl Session {
 
     /// Serves requests until the mount is gone; then the union has let go of its layers.
     pub fn run(self) -> io::Result<()> {
-        self.inner.run()
+        end_of_connection(self.inner.run())
     }
+}
+
+/// A thread that was fetching a request while the last unmount ended the connection is told that it was aborted, the other
+/// threads that the device is gone (`fuse_dev_do_read` in Linux's `fs/fuse/dev.c`): both are the end, and neither an error.
+fn end_of_connection(served: io::Result<()>) -> io::Result<()> {
+    served.or_else(|e| match e.kind() {
+        io::ErrorKind::ConnectionAborted => Ok(()),
+        _ => Err(e),
+    })
 }
 
 /// Tells the kernel that what it caches is out of date.
