@@ -149,7 +149,7 @@ fn basic(flags: &[&str]) {
     // A client that keeps its connection does not hold up the end.
     let begin = Instant::now();
     assert_eq!(stand.server.take().unwrap().terminate(), Some(0));
-    assert!(begin.elapsed() < Duration::from_secs(10));
+    assert!(begin.elapsed() < Duration::from_secs(60));
     assert!(!stand.scratch.join("s.sock").exists());
 }
 

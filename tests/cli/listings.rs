@@ -118,7 +118,7 @@ fn a_dead_mount_is_listed_as_dead_and_can_be_unmounted() {
     let begin = std::time::Instant::now();
     // What the kernel remembers it still answers.
     while fs::read_dir(&place.merged).is_ok() {
-        assert!(begin.elapsed().as_secs() < 5);
+        assert!(begin.elapsed().as_secs() < 30);
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     let dead = listed(&place).expect("a dead mount must still be listed");

@@ -99,7 +99,7 @@ impl Place {
         // Between fork and exec the child of another test holds what this test has open in the mount.
         while words.starts_with("umount")
             && said.err.contains("is in use")
-            && begin.elapsed() < Duration::from_secs(1)
+            && begin.elapsed() < Duration::from_secs(10)
         {
             said = self.run(words);
         }

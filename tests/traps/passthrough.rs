@@ -131,7 +131,7 @@ fn a_file_stays_cached_until_its_last_cached_mapping_is_gone() {
     // The last release is sent after the close has returned.
     let begin = std::time::Instant::now();
     while rig.counter("passthrough_opens") == passed {
-        assert!(begin.elapsed().as_secs() < 5, "never moves to passthrough");
+        assert!(begin.elapsed().as_secs() < 30, "never moves to passthrough");
         assert_eq!(
             read_all(&open(&path, libc::O_RDONLY).unwrap()).unwrap()[..3],
             *b"new"
