@@ -11,6 +11,7 @@ use super::checks::{self, Place, Role};
 use super::error::MountError;
 use super::options::{MountOptions, Partial};
 use super::private::{self, PrivateUpper};
+use super::state;
 use crate::fuse::{Access, Session, Settings};
 use crate::image::{ImageOrigin, LayerGuard, Store};
 use crate::layer::Layer;
@@ -33,6 +34,9 @@ const LET_GO: Duration = Duration::from_secs(1);
 
 /// And where that daemon is still completing files: what it has copied last has to reach the disk.
 const LEAVE_OFF: Duration = Duration::from_secs(5);
+
+/// And where it is known that its mount is gone: on a busy machine it only waits for its turn.
+const ON_ITS_WAY: Duration = Duration::from_secs(20);
 
 /// Files of more bytes than this are copied up by blocks.
 const PARTIAL: u64 = 1 << 20;
@@ -338,6 +342,7 @@ fn open_upper(
     };
     let begin = Instant::now();
     let mut limit = LET_GO;
+    let mut asked = false;
     loop {
         let opened = Upper::open(
             &upper.path,
@@ -355,6 +360,10 @@ fn open_upper(
                     Err(e) => log::info!("{}: {e}", work.path.display()),
                 }
                 std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(UpperError::InUse(..)) if !asked && state::is_let_go(&upper.path)? => {
+                asked = true;
+                limit = ON_ITS_WAY;
             }
             opened => return Ok(Some(opened?)),
         }

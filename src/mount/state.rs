@@ -235,6 +235,14 @@ pub fn list() -> Result<Vec<(Record, MountState)>, MountError> {
     Ok(all)
 }
 
+/// Whether the mount that changed this upper is gone, and its daemon is not yet.
+pub(super) fn is_let_go(upper: &Path) -> Result<bool, MountError> {
+    let upper = upper.display().to_string();
+    Ok(list()?.iter().any(|(record, state)| {
+        *state == MountState::Detached && record.upper.as_ref() == Some(&upper)
+    }))
+}
+
 /// A daemon lives a little longer than its mount.
 fn is_ending(found: &Found) -> bool {
     const SOON: Duration = Duration::from_millis(500);
