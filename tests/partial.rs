@@ -9,6 +9,8 @@ mod cost;
 mod crash;
 #[path = "partial/damage.rs"]
 mod damage;
+#[path = "partial/interrupt.rs"]
+mod interrupt;
 #[path = "partial/kernel.rs"]
 mod kernel;
 #[path = "partial/life.rs"]

@@ -188,7 +188,7 @@ impl Rig {
         };
         let ((a, an), (b, bn)) = (split(from), split(to));
         self.u()
-            .rename(a, OsStr::new(&an), b, OsStr::new(&bn), mode)
+            .rename(&ME, a, OsStr::new(&an), b, OsStr::new(&bn), mode)
     }
 
     fn chmod(&self, path: &str, mode: u32) {
@@ -303,7 +303,9 @@ fn hard_links_stay_one_file_with_exact_counts() {
     }
     rig.u().unlink(ROOT, OsStr::new("b")).unwrap();
     assert_eq!(rig.get("a").attr.nlink, 2);
-    rig.u().link(rig.node("c"), ROOT, OsStr::new("d")).unwrap();
+    rig.u()
+        .link(&ME, rig.node("c"), ROOT, OsStr::new("d"))
+        .unwrap();
     assert_eq!(rig.get("d").attr.nlink, 3);
     rig.mount();
     assert_eq!(rig.list(""), ["a", "c", "d"]);
@@ -562,7 +564,7 @@ fn names_of_whiteouts_cannot_be_made() {
         assert_eq!(e.errno(), libc::EINVAL);
         let e = rig
             .u()
-            .rename(ROOT, OsStr::new("f"), ROOT, name, RenameMode::Replace)
+            .rename(&ME, ROOT, OsStr::new("f"), ROOT, name, RenameMode::Replace)
             .unwrap_err();
         assert_eq!(e.errno(), libc::EINVAL);
     }

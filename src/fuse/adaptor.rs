@@ -216,7 +216,7 @@ impl Filesystem for Adaptor {
 
     fn rename(
         &self,
-        _: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -224,12 +224,12 @@ impl Filesystem for Adaptor {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let (name, new_name) = (name.to_owned(), new_name.to_owned());
+        let (caller, name, new_name) = (caller(request), name.to_owned(), new_name.to_owned());
         // What is renamed may be a file of a lower layer, which is copied up first.
         self.serve_long(Op::Rename, true, move |union| {
             let renamed = rename_mode(flags).and_then(|mode| {
                 let (name, new_name) = (check_name(&name)?, check_name(&new_name)?);
-                union.rename(parent.0, name, new_parent.0, new_name, mode)
+                union.rename(&caller, parent.0, name, new_parent.0, new_name, mode)
             });
             reply_empty(reply, renamed);
         });
@@ -237,16 +237,16 @@ impl Filesystem for Adaptor {
 
     fn link(
         &self,
-        _: &Request,
+        request: &Request,
         node: INodeNo,
         new_parent: INodeNo,
         new_name: &OsStr,
         reply: ReplyEntry,
     ) {
-        let new_name = new_name.to_owned();
+        let (caller, new_name) = (caller(request), new_name.to_owned());
         self.serve_long(Op::Link, self.may_copy(node), move |union| {
             let linked = check_name(&new_name)
-                .and_then(|new_name| union.link(node.0, new_parent.0, new_name));
+                .and_then(|new_name| union.link(&caller, node.0, new_parent.0, new_name));
             reply_entry(reply, linked);
         });
     }

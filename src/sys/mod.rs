@@ -9,6 +9,7 @@ pub mod mount_clone;
 pub mod mountinfo;
 pub mod path_fd;
 pub mod priority;
+pub mod task;
 pub mod writeback;
 pub mod xattr;
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Union;
+use super::cause::Cause;
 use super::copy_up::Copy;
 use super::error::{Error, Result};
 use super::inode::{Inode, NlinkBase, UpperPart};
@@ -175,7 +176,7 @@ impl Union {
             Some(_) => Copy::Data,
             None => Copy::Meta,
         };
-        self.copy_up(&inode, how, reason)?;
+        self.copy_up(&inode, how, Cause::new(reason, caller))?;
         let upper = self.upper()?;
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
         if uid.is_some() || gid.is_some() {

@@ -4,14 +4,16 @@
 //! written at once, and every commit of the journal, so every `fsync` and many a create elsewhere, would wait for
 //! gigabytes.
 //!
-//! FUSE's INTERRUPT does not reach the union (the library answers it), so a copy goes on to its end when the program
-//! that caused it is killed. It holds nothing but the inode's own copy-up lock meanwhile.
+//! A copy ends early when the program that caused it is killed, and holds nothing but the inode's own copy-up lock
+//! meanwhile.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
+use super::cause::Cause;
 use super::error::{Error, Result};
 use crate::layer::RealFile;
 use crate::sys::writeback;
@@ -22,6 +24,9 @@ const CHUNK: usize = 1 << 20;
 /// So many bytes are handed to the disk at once, and as many may be under way.
 const STEP: u64 = 8 << 20;
 
+/// How often a copy looks whether anybody waits for it.
+const CHECK: Duration = Duration::from_millis(20);
+
 /// What a copy took.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Copied {
@@ -29,14 +34,28 @@ pub(crate) struct Copied {
     pub bytes: u64,
 }
 
-/// Copies `len` bytes and keeps holes. By reflink where the filesystem can. `lazy`: what is written need not reach the disk.
-pub(crate) fn copy_data(source: &RealFile, target: &File, len: u64, lazy: bool) -> Result<Copied> {
+/// How a copy behaves.
+pub(crate) struct Pace<'a> {
+    /// What is written need not reach the disk.
+    pub lazy: bool,
+    /// Asked before each step for whom it is.
+    pub cause: &'a Cause,
+}
+
+/// Copies `len` bytes and keeps holes. By reflink where the filesystem can.
+pub(crate) fn copy_data(
+    source: &RealFile,
+    target: &File,
+    len: u64,
+    pace: Pace<'_>,
+) -> Result<Copied> {
     if let Some(fd) = source.as_fd()
         && rustix::fs::ioctl_ficlone(target.as_fd(), fd).is_ok()
     {
         return Ok(Copied::default());
     }
     let mut copied = Copied::default();
+    let mut checked = Instant::now();
     let mut at = 0;
     while at < len {
         let Some((start, end)) = next_data(source, at, len)? else {
@@ -44,9 +63,14 @@ pub(crate) fn copy_data(source: &RealFile, target: &File, len: u64, lazy: bool) 
         };
         at = start;
         while at < end {
+            // Asking takes a few system calls, and there may be many small runs.
+            if checked.elapsed() >= CHECK {
+                pace.cause.check()?;
+                checked = Instant::now();
+            }
             let to = end.min(at + STEP);
             copy_range(source, target, at, to)?;
-            if !lazy && len > STEP {
+            if !pace.lazy && len > STEP {
                 writeback::begin(target.as_fd(), at, to - at)?;
                 if let Some(before) = at.checked_sub(STEP) {
                     writeback::finish(target.as_fd(), before, STEP)?;

@@ -23,13 +23,17 @@
 //! transaction, and a disk's cache is flushed for the journal's device alone.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::copy_data::{Copied, copy_data};
+use rustix::fs::FallocateFlags;
+
+use super::cause::Cause;
+use super::copy_data::{Copied, Pace, copy_data};
 use super::error::{Error, Result};
 use super::inode::{Indexed, Inode, LowerRef, NlinkBase, State, UpperPart};
 use super::types::NodeId;
@@ -92,8 +96,9 @@ impl Union {
         &self,
         inode: &Arc<Inode>,
         how: Copy,
-        reason: &'static str,
+        cause: impl Into<Cause>,
     ) -> Result<()> {
+        let cause = cause.into();
         if how.is_done(&inode.state.read()) {
             return Ok(());
         }
@@ -114,14 +119,17 @@ impl Union {
             }
         }
         for dir in above.iter().rev() {
-            self.copy_up_one(dir, Copy::Meta, reason)?;
+            self.copy_up_one(dir, Copy::Meta, cause)?;
         }
-        self.copy_up_one(inode, how, reason)
+        self.copy_up_one(inode, how, cause)
     }
 
-    fn copy_up_one(&self, inode: &Arc<Inode>, how: Copy, reason: &'static str) -> Result<()> {
+    fn copy_up_one(&self, inode: &Arc<Inode>, how: Copy, cause: Cause) -> Result<()> {
         let upper = self.upper()?;
-        let _copying = inode.copy_up.lock();
+        let _copying = inode
+            .copy_up
+            .lock_unless(|| cause.is_void())
+            .ok_or(Error::Errno(libc::EINTR))?;
         let begin = Instant::now();
         let (lower, metacopy) = {
             let state = inode.state.read();
@@ -138,19 +146,19 @@ impl Union {
             if how == Copy::Move && self.mark_data_location(upper, inode)? {
                 return Ok(());
             }
-            self.copy_up_data(upper, inode, how)?
+            self.copy_up_data(upper, inode, how, cause)?
         } else {
             let lower = lower
                 .ok_or_else(|| Error::Corrupt(format!("inode {} is in no layer", inode.ino)))?;
-            match self.copy_up_whole(upper, inode, &lower, how) {
+            match self.copy_up_whole(upper, inode, &lower, (how, cause)) {
                 // The program's xattrs leave no room for ours.
                 Err(e) if how.is_meta() && inode.is_file() && is_no_room(e.errno()) => {
-                    self.copy_up_whole(upper, inode, &lower, Copy::Data)?
+                    self.copy_up_whole(upper, inode, &lower, (Copy::Data, cause))?
                 }
                 other => other?,
             }
         };
-        self.note_copy_up(inode, reason, begin.elapsed());
+        self.note_copy_up(inode, cause.reason, begin.elapsed());
         drop(_copying);
         if let (Some(node), Some(notify)) = (retired, self.notify.get()) {
             notify.inval_attr(node);
@@ -164,7 +172,7 @@ impl Union {
         upper: &Arc<Upper>,
         inode: &Arc<Inode>,
         lower: &LowerRef,
-        how: Copy,
+        (how, cause): (Copy, Cause),
     ) -> Result<Option<NodeId>> {
         let layer = self.stack.lower(lower).clone();
         let stat = layer.stat(&lower.node)?;
@@ -201,7 +209,7 @@ impl Union {
                 let source = self.open_data(inode)?;
                 partial = self.begin_partial(inode, &stat, &source, file)?;
                 if partial.is_none() {
-                    copied = copy_data(&source, file, stat.size, self.params.no_sync)?;
+                    copied = copy_data(&source, file, stat.size, self.pace(&cause))?;
                 }
             }
         }
@@ -423,7 +431,13 @@ impl Union {
 
     /// Brings the data of a metacopy file up, into the file itself: as long as it is marked, nobody reads its own data.
     /// Precondition: the inode's copy-up lock is held.
-    fn copy_up_data(&self, upper: &Upper, inode: &Arc<Inode>, how: Copy) -> Result<Option<NodeId>> {
+    fn copy_up_data(
+        &self,
+        upper: &Upper,
+        inode: &Arc<Inode>,
+        how: Copy,
+        cause: Cause,
+    ) -> Result<Option<NodeId>> {
         let part = inode
             .upper()
             .ok_or_else(|| Error::Corrupt("metacopy without an upper part".into()))?;
@@ -445,11 +459,14 @@ impl Union {
         let caps = upper.get_xattr(&part.node, &capability)?;
         let copied = if how == Copy::NoData {
             file.set_len(0)?;
-            Copied::default()
+            Ok(Copied::default())
         } else {
             let source = self.open_data(inode)?;
-            copy_data(&source, file, stat.size, self.params.no_sync)?
+            copy_data(&source, file, stat.size, self.pace(&cause))
         };
+        if copied.is_err() {
+            give_back(file, stat.size);
+        }
         if let Some(caps) = caps {
             upper.set_xattr(&part.node, &capability, &caps, 0)?;
         }
@@ -459,6 +476,7 @@ impl Union {
             Some(TimeSet::At(stat.atime)),
             Some(TimeSet::At(stat.mtime)),
         )?;
+        let copied = copied?;
         if self.must_sync(upper, &copied) {
             file.sync_all()?;
         }
@@ -470,6 +488,13 @@ impl Union {
             state.metacopy = false;
             state.redirect = None;
         }))
+    }
+
+    fn pace<'a>(&self, cause: &'a Cause) -> Pace<'a> {
+        Pace {
+            lazy: self.params.no_sync,
+            cause,
+        }
     }
 
     /// The file that holds the data below.
@@ -486,6 +511,16 @@ impl Union {
     /// The upper, or `EROFS`.
     pub(crate) fn upper(&self) -> Result<&Arc<Upper>> {
         self.stack.upper.as_ref().ok_or(Error::Errno(libc::EROFS))
+    }
+}
+
+/// Gives back the room of data that was not copied to its end; the size, which is the file's, stays.
+fn give_back(file: &File, size: u64) {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    if size > 0
+        && let Err(e) = rustix::fs::fallocate(file, flags, 0, size)
+    {
+        log::debug!("half a copy keeps its room: {e}");
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use super::Union;
 use super::acl;
 use super::attr::{decode_dev, union_nlink};
+use super::cause::Cause;
 use super::copy_up::Copy;
 use super::error::{Error, Result};
 use super::idmap::OVERFLOW_ID;
@@ -422,6 +423,7 @@ impl Union {
 
     pub(crate) fn do_link(
         &self,
+        caller: &Caller,
         node: NodeId,
         new_parent: NodeId,
         new_name: &OsStr,
@@ -435,7 +437,7 @@ impl Union {
             return Err(Error::Errno(libc::EPERM));
         }
         self.copy_up(&parent, Copy::Meta, "new entry in it")?;
-        self.copy_up(&inode, Copy::Move, "link")?;
+        self.copy_up(&inode, Copy::Move, Cause::new("link", caller))?;
         let upper = self.upper()?;
         let _ops = dir.ops.lock();
         let (part, nameless, has_origin) = {

@@ -11,6 +11,8 @@
 //! 4. `Open`: how one inode is open, against the decision to retire its node id.
 //! 5. `Leaf`: tables and fields; never held across a system call.
 
+use std::time::Duration;
+
 use parking_lot::{Mutex, MutexGuard};
 
 /// The place of a lock in the order.
@@ -87,7 +89,26 @@ impl<T> Ranked<T> {
             inner: self.inner.lock(),
         }
     }
+
+    /// As [`Ranked::lock`], but gives up waiting as soon as `void` says so.
+    pub(crate) fn lock_unless(&self, void: impl Fn() -> bool) -> Option<RankedGuard<'_, T>> {
+        let inner = loop {
+            match self.inner.try_lock_for(IMPATIENCE) {
+                Some(inner) => break inner,
+                None if void() => return None,
+                None => {}
+            }
+        };
+        check::acquire(self.rank);
+        Some(RankedGuard {
+            rank: self.rank,
+            inner,
+        })
+    }
 }
+
+/// How often who waits for a lock asks whether to go on.
+const IMPATIENCE: Duration = Duration::from_millis(50);
 
 /// Holds a [`Ranked`] lock.
 pub(crate) struct RankedGuard<'a, T> {

@@ -5,12 +5,13 @@
 //! - `stack`: the layers, and the lookup of one name through them; `namei`: from a name to an inode;
 //! - `inode`, `table`: identity, real parts and names of a file; which of them the kernel knows by which node id;
 //! - `listing`, `readdir`: the merged entries of a directory;
-//! - `copy_up`, `dir`, `rename`: changes of the upper; `attr`, `xattr`, `acl`, `idmap`: attributes;
+//! - `copy_up`, `copy_data`, `cause`, `dir`, `rename`: changes of the upper; `attr`, `xattr`, `acl`, `idmap`: attributes;
 //! - `open`, `file`: open files, and whether the kernel serves them by itself; `partial`: those that are copied up by blocks;
 //! - `explain`, `report`, `stats`: what a union tells about itself; `lock`: the order of locks.
 
 mod acl;
 mod attr;
+mod cause;
 mod copy_data;
 mod copy_up;
 mod dir;
@@ -235,8 +236,14 @@ impl Union {
     }
 
     /// Gives a file another name.
-    pub fn link(&self, node: NodeId, new_parent: NodeId, new_name: &OsStr) -> Result<Entry> {
-        self.do_link(node, new_parent, new_name)
+    pub fn link(
+        &self,
+        caller: &Caller,
+        node: NodeId,
+        new_parent: NodeId,
+        new_name: &OsStr,
+    ) -> Result<Entry> {
+        self.do_link(caller, node, new_parent, new_name)
     }
 
     /// Removes a name of what is no directory.
@@ -252,13 +259,14 @@ impl Union {
     /// Moves a name.
     pub fn rename(
         &self,
+        caller: &Caller,
         parent: NodeId,
         name: &OsStr,
         new_parent: NodeId,
         new_name: &OsStr,
         mode: RenameMode,
     ) -> Result<()> {
-        self.do_rename(parent, name, new_parent, new_name, mode)
+        self.do_rename(caller, parent, name, new_parent, new_name, mode)
     }
 
     /// `flags` as of `open(2)`. `ESTALE` asks the kernel to look the name up again.

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
+use super::cause::Cause;
 use super::copy_up::Copy;
 use super::error::{Error, Result};
 use super::file::Handle;
@@ -127,7 +128,7 @@ impl Union {
         if write || truncate {
             self.writable()?;
             let how = if truncate { Copy::NoData } else { Copy::Data };
-            self.copy_up(&inode, how, "open for writing")?;
+            self.copy_up(&inode, how, Cause::new("open for writing", caller))?;
             if inode.current_node() != node {
                 return Err(Error::Errno(libc::ESTALE));
             }

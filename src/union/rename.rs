@@ -5,13 +5,14 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
 use super::Union;
+use super::cause::Cause;
 use super::copy_up::Copy;
 use super::dir::At;
 use super::error::{Error, Result};
 use super::inode::Inode;
 use super::lock::RankedGuard;
 use super::params::RedirectDir;
-use super::types::{NodeId, RenameMode};
+use super::types::{Caller, NodeId, RenameMode};
 use crate::layer::upper::{Mark, Replace, Upper};
 
 /// One end of a rename.
@@ -23,6 +24,7 @@ struct End<'a> {
 impl Union {
     pub(crate) fn do_rename(
         &self,
+        caller: &Caller,
         parent: NodeId,
         name: &OsStr,
         new_parent: NodeId,
@@ -63,9 +65,10 @@ impl Union {
         }
         self.copy_up(&parent, Copy::Meta, "rename of an entry")?;
         self.copy_up(&new_parent, Copy::Meta, "rename of an entry")?;
-        self.copy_up(&inode, Copy::Move, "rename")?;
+        let cause = Cause::new("rename", caller);
+        self.copy_up(&inode, Copy::Move, cause)?;
         match (&target, mode) {
-            (Some(target), RenameMode::Exchange) => self.copy_up(target, Copy::Move, "rename")?,
+            (Some(target), RenameMode::Exchange) => self.copy_up(target, Copy::Move, cause)?,
             (Some(target), _) => self.copy_up_linked(target, "unlink of one of its names")?,
             (None, _) => {}
         }

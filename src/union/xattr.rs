@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::Union;
 use super::acl;
+use super::cause::Cause;
 use super::copy_up::Copy;
 use super::error::{Error, Result};
 use super::inode::Inode;
@@ -72,7 +73,7 @@ impl Union {
         let inode = self.table.get(node)?;
         self.writable()?;
         let disk = self.disk_name(name)?;
-        self.copy_up(&inode, Copy::Meta, "setxattr")?;
+        self.copy_up(&inode, Copy::Meta, Cause::new("setxattr", caller))?;
         let upper = self.upper()?;
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
         let strip_sgid = name == acl::ACCESS && self.loses_sgid(caller, &upper.stat(&part.node)?);
@@ -117,7 +118,7 @@ impl Union {
                 Err(Error::Errno(libc::ENODATA))
             };
         }
-        self.copy_up(&inode, Copy::Meta, "removexattr")?;
+        self.copy_up(&inode, Copy::Meta, Cause::new("removexattr", caller))?;
         let upper = self.upper()?;
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
         let strip_sgid = name == acl::ACCESS && self.loses_sgid(caller, &upper.stat(&part.node)?);
