@@ -263,12 +263,12 @@ pub(super) fn is_propagation(option: &str) -> bool {
     )
 }
 
-/// Writes `config.json`.
+/// Writes `config.json`; gives what is in it.
 pub(super) fn write_config(
     container: &Container,
     user: &User,
     size: Option<(u16, u16)>,
-) -> Result<(), ContainerError> {
+) -> Result<Vec<u8>, ContainerError> {
     let settings = &container.record.settings;
     let mut namespaces = vec![
         json!({"type": "pid"}),
@@ -296,7 +296,14 @@ pub(super) fn write_config(
         },
     });
     let spec: Spec = serde_json::from_value(spec).map_err(unexpected)?;
-    write(&container.path("config.json"), &spec)
+    let bytes = serde_json::to_vec(&spec).map_err(unexpected)?;
+    // By rename: what is there may lead to a pipe.
+    let new = container.path("config.json.new");
+    let path = container.path("config.json");
+    fs::write(&new, &bytes)
+        .and_then(|()| fs::rename(&new, &path))
+        .map_err(ContainerError::io("write", &path))?;
+    Ok(bytes)
 }
 
 /// Writes a document for the runtime.

@@ -2,21 +2,20 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::client::Connection;
 use super::error::ContainerError;
+use super::gone::Gone;
 use super::record::{
-    Container, ContainerLock, Containers, Gone, Network, Record, Settings, State, Status, boot_id,
-    now,
+    Container, ContainerLock, Containers, Network, Record, Settings, State, Status, boot_id, now,
 };
 use super::runtime::Runtime;
-use super::{bundle, users};
+use super::{bundle, names, users};
 use crate::mount::{self, Background, MountError, MountOptions, MountRequest, Source};
 use crate::sys::daemon::{Forked, detach_stdio, fork_daemon, outlive_starter};
 use crate::union::{Change, ChangeKind};
@@ -27,11 +26,10 @@ const BUSY: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the processes of a container may take to die of SIGKILL.
 const KILL: Duration = Duration::from_secs(20);
+/// How long a command that is about to end may keep a container's lock.
+const BRIEF: Duration = Duration::from_millis(100);
 /// How often a signal that may have come too early is sent again.
 const AGAIN: Duration = Duration::from_millis(200);
-
-/// The name of the hidden command that is a monitor.
-pub const MONITOR: &str = "container-monitor";
 
 /// A socket's path is at most 107 bytes long, so it is reached by its directory's descriptor.
 pub(super) fn by_descriptor<T>(
@@ -80,6 +78,23 @@ pub(super) fn unmount(container: &Container) -> Result<(), ContainerError> {
     }
 }
 
+/// Takes the lock of a container within `patience`; `None` where somebody else keeps it. Where the program has ended, its
+/// monitor is waited for, which is about to end as well.
+pub(super) fn lock_at_last(
+    container: &Container,
+    patience: Duration,
+) -> Result<Option<ContainerLock>, ContainerError> {
+    let begin = Instant::now();
+    loop {
+        if let Some(lock) = container.lock(patience)? {
+            return Ok(Some(lock));
+        }
+        if begin.elapsed() > KILL || container.written_state()?.finished.is_none() {
+            return Ok(None);
+        }
+    }
+}
+
 /// Whether the runtime has something of the container: both crun and runc keep it by its id.
 pub(super) fn is_known_to_runtime(container: &Container) -> bool {
     container
@@ -122,6 +137,8 @@ pub(super) fn died_of(state: &State) -> &'static str {
 /// What a new container is to be.
 #[derive(Clone, Debug)]
 pub struct NewContainer {
+    /// That of the monitor that stands by for it; `None`: a new one.
+    pub id: Option<String>,
     /// `None`: one is invented.
     pub name: Option<String>,
     /// The image, as it was named.
@@ -134,59 +151,6 @@ pub struct NewContainer {
     pub settings: Settings,
 }
 
-/// A container that is about to run: clients may connect.
-#[derive(Debug)]
-pub struct Starting {
-    name: String,
-    monitor: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
-}
-
-impl Starting {
-    /// Starts the program; `size` is its terminal's, in rows and columns. Gives when it has been started.
-    pub fn go(mut self, size: Option<(u16, u16)>) -> Result<(), ContainerError> {
-        let line = match size {
-            Some((rows, columns)) => format!("go {rows} {columns}\n"),
-            None => "go\n".to_owned(),
-        };
-        self.to
-            .write_all(line.as_bytes())
-            .map_err(ContainerError::io("speak to", "the monitor"))?;
-        self.expect("started")
-    }
-
-    fn expect(&mut self, word: &str) -> Result<(), ContainerError> {
-        let mut line = String::new();
-        self.from
-            .read_line(&mut line)
-            .map_err(ContainerError::io("hear", "the monitor"))?;
-        let line = line.trim_end();
-        if line == word {
-            return Ok(());
-        }
-        let error = line
-            .strip_prefix("error ")
-            .and_then(|rest| rest.split_once(' '));
-        let answer = match error {
-            Some((code, text)) => ContainerError::Monitor {
-                code: code.parse().unwrap_or(125),
-                text: text.to_owned(),
-            },
-            None => ContainerError::State {
-                name: self.name.clone(),
-                is: "has lost its monitor".into(),
-                hint: "",
-            },
-        };
-        // It ends, or has ended.
-        if let Err(e) = self.monitor.wait() {
-            log::debug!("the monitor is not waited for: {e}");
-        }
-        Err(answer)
-    }
-}
-
 impl Containers {
     /// Makes a container.
     pub fn make(&self, new: NewContainer) -> Result<Container, ContainerError> {
@@ -195,7 +159,12 @@ impl Containers {
                 "containers are run by root here: without root use podman, with acetate as its mount program".into(),
             ));
         }
-        self.create(new.name.as_deref(), |id, name| Record {
+        drop(self.leftovers()?);
+        let id = match new.id {
+            Some(id) => id,
+            None => names::new_id().map_err(ContainerError::io("read", "/dev/urandom"))?,
+        };
+        self.create(id, new.name.as_deref(), |id, name| Record {
             id,
             name,
             created: now(),
@@ -204,35 +173,6 @@ impl Containers {
             platform: new.platform,
             settings: new.settings,
         })
-    }
-
-    /// Prepares a run.
-    pub fn prepare(&self, container: &Container) -> Result<Starting, ContainerError> {
-        // Known at once, and not only after a mount.
-        Runtime::find(container.record.settings.runtime.as_deref())?;
-        let failed = || ContainerError::io::<io::Error>("start", "the monitor");
-        let mut monitor = Command::new("/proc/self/exe")
-            .arg0("acetate")
-            .arg("--root")
-            .arg(std::path::absolute(self.root()).map_err(failed())?)
-            .arg(MONITOR)
-            .arg(&container.record.id)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(failed())?;
-        let missing = || failed()(io::ErrorKind::BrokenPipe.into());
-        let to = monitor.stdin.take().ok_or_else(missing)?;
-        let from = BufReader::new(monitor.stdout.take().ok_or_else(missing)?);
-        let mut starting = Starting {
-            name: container.record.name.clone(),
-            monitor,
-            to,
-            from,
-        };
-        starting.expect("ready")?;
-        Ok(starting)
     }
 
     /// Removes a container that does not run; `force`: one that does is killed first. Its files go when what is
@@ -257,16 +197,10 @@ impl Containers {
         container: &Container,
         force: bool,
     ) -> Result<Option<ContainerLock>, ContainerError> {
-        let brief = Duration::from_millis(100);
         let begin = Instant::now();
         loop {
-            match container.lock(brief) {
+            match lock_at_last(container, BRIEF) {
                 Ok(Some(lock)) => return Ok(Some(lock)),
-                // Its program has ended, and its monitor is about to.
-                Ok(None)
-                    if !force
-                        && begin.elapsed() < PATIENCE
-                        && container.written_state()?.finished.is_some() => {}
                 Ok(None) if !force => {
                     return Err(ContainerError::State {
                         name: container.record.name.clone(),
@@ -304,8 +238,7 @@ impl Containers {
         work: impl FnOnce(&Path) -> Result<T, E>,
     ) -> Result<T, E> {
         let rootfs = container.path("rootfs");
-        let brief = Duration::from_millis(100);
-        let Some(_lock) = container.lock(brief)? else {
+        let Some(_lock) = lock_at_last(container, BRIEF)? else {
             return work(&rootfs);
         };
         settle_locked(container, container.written_state()?)?;

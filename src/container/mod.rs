@@ -2,8 +2,9 @@
 //!
 //! - `record`: what the store keeps of a container, and its locks;
 //! - `names`: names and ids;
+//! - `gone`: their removal;
 //! - `lifecycle`: what commands do with containers;
-//! - `monitor`: the process that looks after a run;
+//! - `monitor`: the process that looks after a run; `starting`: the command that waits for it;
 //! - `protocol`, `client`: what is said to it, and by whom;
 //! - `parse`: settings, as users and images write them;
 //! - `bundle`, `users`, `runtime`: what the runtime is given, and how it is called;
@@ -14,6 +15,7 @@
 mod bundle;
 mod client;
 mod error;
+mod gone;
 mod lifecycle;
 mod logs;
 mod monitor;
@@ -22,17 +24,17 @@ pub mod parse;
 mod protocol;
 mod record;
 mod runtime;
+mod starting;
 mod users;
 
 pub use client::{Attachment, Connection, Ended, parse_keys, terminal_size};
 pub use error::ContainerError;
+pub use gone::Gone;
 pub use lifecycle::{
-    Exec, MONITOR, NewContainer, Starting, discard_in_background, exec, kill, network, paused,
-    stop, wait,
+    Exec, NewContainer, discard_in_background, exec, kill, network, paused, stop, wait,
 };
 pub use logs::{Entry, Stream, parse as parse_log};
 pub use monitor::monitor;
 pub use names::is_valid as is_valid_name;
-pub use record::{
-    Container, Containers, Gone, Network, Record, Settings, State, Status, Ulimit, Volume,
-};
+pub use record::{Container, Containers, Network, Record, Settings, State, Status, Ulimit, Volume};
+pub use starting::{MONITOR, Standby, Starting};

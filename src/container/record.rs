@@ -11,8 +11,10 @@
 //!   ID/config.json        the bundle, written at each start
 //!   ID/hosts, hostname, resolv.conf   bound over the files of these names
 //!   ID/log                its output
+//!   ID/monitor.log        what goes wrong in its monitor and in the daemon of its mount
 //!   ID/attach.sock        where its monitor listens
 //!   ID/runtime/           what the runtime keeps
+//!   ID.new, ID.gone       one that is being made, or removed; swept when whoever did it has died
 //! ```
 //!
 //! Files are replaced by rename. A folder appears and goes whole, by rename too.
@@ -275,12 +277,12 @@ impl Containers {
         &self.root
     }
 
-    fn dir(&self) -> PathBuf {
+    pub(super) fn dir(&self) -> PathBuf {
         self.root.join("containers")
     }
 
     /// Held while names are given and taken.
-    fn lock(&self) -> Result<File, ContainerError> {
+    pub(super) fn lock(&self) -> Result<File, ContainerError> {
         let dir = self.dir();
         fs::DirBuilder::new()
             .recursive(true)
@@ -345,9 +347,10 @@ impl Containers {
         }
     }
 
-    /// Makes a container, under this name or one that is invented.
+    /// Makes a container with this id, under this name or one that is invented.
     pub(super) fn create(
         &self,
+        id: String,
         name: Option<&str>,
         record: impl FnOnce(String, String) -> Record,
     ) -> Result<Container, ContainerError> {
@@ -362,7 +365,6 @@ impl Containers {
             None => names::invent(|name| all.iter().any(|c| c.record.name == name))
                 .map_err(ContainerError::io("read", "/dev/urandom"))?,
         };
-        let id = names::new_id().map_err(ContainerError::io("read", "/dev/urandom"))?;
         let record = record(id.clone(), name);
         let dir = self.dir().join(&id);
         let new = self.dir().join(format!("{id}{NEW}"));
@@ -414,39 +416,6 @@ impl Containers {
         container.record.name = name.to_owned();
         let path = container.dir.join("container.json");
         replace(&path, &to_json(&container.record, &path)?, true)
-    }
-
-    /// Takes a container out of sight: its name is free, and its files are on their way out. The caller holds the
-    /// container's lock, and nothing is mounted there.
-    pub(super) fn set_aside(&self, container: &Container) -> Result<Gone, ContainerError> {
-        let _lock = self.lock()?;
-        let failed = || ContainerError::io::<io::Error>("remove", &container.dir);
-        // Where the store's next command sweeps what nobody holds.
-        let place = self
-            .root
-            .join("tmp")
-            .join(format!("container-{}", container.record.short_id()));
-        let held = File::open(&container.dir).map_err(failed())?;
-        rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|e| failed()(e.into()))?;
-        fs::rename(&container.dir, &place).map_err(failed())?;
-        Ok(Gone { place, _held: held })
-    }
-}
-
-/// The files of a container that is gone. Dropped, they go too; a process that dies before leaves them to the next.
-#[derive(Debug)]
-pub struct Gone {
-    place: PathBuf,
-    /// Tells others that somebody is at it.
-    _held: File,
-}
-
-impl Drop for Gone {
-    fn drop(&mut self) {
-        if let Err(e) = remove_tree(&self.place) {
-            log::warn!("{} is not removed: {e}", self.place.display());
-        }
     }
 }
 

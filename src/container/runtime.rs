@@ -75,6 +75,14 @@ impl Runtime {
             .into_owned()
     }
 
+    /// crun and runc read `config.json` once, from its beginning to its end, and nobody else does. Of others it is not
+    /// known.
+    pub(super) fn reads_its_configuration_once(&self) -> bool {
+        self.program
+            .file_name()
+            .is_some_and(|name| name == "crun" || name == "runc")
+    }
+
     /// A call on a container. What goes wrong is written to `log`.
     pub(super) fn command(&self, container: &Container, log: &Path, words: &[&str]) -> Command {
         let mut command = Command::new(&self.program);

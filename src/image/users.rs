@@ -25,6 +25,13 @@ impl Store {
         };
         for entry in entries {
             let path = entry.map_err(ImageError::io("read", &dir))?.path();
+            // One that was removed needs nothing any more.
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "gone")
+            {
+                continue;
+            }
             let record = path.join("container.json");
             let bytes = match std::fs::read(&record) {
                 Ok(bytes) => bytes,

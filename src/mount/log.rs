@@ -15,6 +15,11 @@ pub(super) struct Log {
     default: bool,
 }
 
+/// Has all that this process logs from now on written to a file, and what its daemons log too.
+pub fn log_to(path: &Path) -> Result<(), MountError> {
+    Log::start(Some(path), None, "", true, false).map(drop)
+}
+
 impl Log {
     /// Opens it, for all that is logged from now on.
     pub(super) fn start(

@@ -28,6 +28,7 @@ pub use control::{Info, complete, diff, explain, info, stats};
 pub use daemon::{Background, mount};
 pub use error::{MountError, OptionError};
 pub use image::commit;
+pub use log::log_to;
 pub use options::{Complete, MountOptions, Partial};
 pub use private::sweep;
 pub use runtime::store_root;

@@ -385,13 +385,14 @@ fn ends_within(record: &Path, limit: Duration) -> io::Result<bool> {
         Err(e) => return Err(e),
     };
     let start = Instant::now();
-    let mut pause = Duration::from_millis(1);
+    // Mostly it is a matter of a millisecond, for which every `run` waits.
+    let mut pause = Duration::from_micros(100);
     while is_locked(&file)? {
         if start.elapsed() > limit {
             return Ok(false);
         }
         std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(50));
+        pause = (pause * 5 / 4).min(Duration::from_millis(50));
     }
     Ok(true)
 }

@@ -299,3 +299,50 @@ fn two_containers_see_nothing_of_each_other() {
     rig.must(&["rm", "-f", "a1", "a2"]);
     rig.nothing_is_left();
 }
+
+#[test]
+fn a_runtime_of_another_name_finds_its_configuration_written() {
+    require!(able());
+    let rig = Rig::new("wrapped");
+    let wrapped = rig.scratch.join("wrapped");
+    let runtime =
+        crate::common::program::find("runc").or_else(|_| crate::common::program::find("crun"));
+    // It reads the configuration itself before the runtime does, as those do that add devices.
+    let text = format!(
+        "#!/bin/sh\ntest -f config.json && grep -q ociVersion config.json || exit 9\nexec {} \"$@\"\n",
+        runtime.unwrap().display()
+    );
+    fs::write(&wrapped, text).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&wrapped, mode).unwrap();
+    let runtime = wrapped.to_str().unwrap();
+    let words = [
+        "run",
+        "--rm",
+        "--runtime",
+        runtime,
+        "bb",
+        "sh",
+        "-c",
+        "echo out; exit 3",
+    ];
+    assert_eq!(rig.fails(3, &words), "out\n");
+    rig.nothing_is_left();
+}
+
+#[test]
+fn the_monitors_log_is_beside_that_of_the_program() {
+    require!(able());
+    let rig = Rig::new("monitorlog");
+    let words = ["run", "--name", "aa", "bb", "true"];
+    let finished = crate::common::program::run(
+        rig.command(&words).env("RUST_LOG", "acetate=debug"),
+        crate::rig::LIMIT,
+    );
+    assert!(finished.success(), "{}", finished.text);
+    let inspected = rig.inspect("aa");
+    let log = fs::read_to_string(inspected["MonitorLogPath"].as_str().unwrap()).unwrap();
+    assert!(log.contains("acetate"), "{log}");
+    rig.must(&["rm", "aa"]);
+    rig.nothing_is_left();
+}

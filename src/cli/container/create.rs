@@ -11,7 +11,7 @@ use crate::cli::{CliError, output};
 #[cfg(feature = "registry")]
 use crate::cli::{pull, registry::ReachArgs};
 use crate::container::{
-    Container, ContainerError, NewContainer, Settings, is_valid_name, network, parse,
+    Container, ContainerError, NewContainer, Settings, Standby, is_valid_name, network, parse,
 };
 use crate::image::StoredImage;
 
@@ -130,7 +130,7 @@ pub(in crate::cli) struct RunArgs {
 
 impl CreateArgs {
     pub(super) fn run(self, place: &Place) -> Result<(), CliError> {
-        let container = self.options.create(place)?;
+        let container = self.options.create(place, None)?;
         Ok(output::line(&container.record.id)?)
     }
 }
@@ -138,8 +138,9 @@ impl CreateArgs {
 impl RunArgs {
     pub(super) fn run(self, place: &Place) -> Result<(), CliError> {
         let (detach, keys) = (self.detach, self.detach_keys);
-        let container = self.options.create(place)?;
-        let result = run_made(place, &container, detach, &keys);
+        let standby = place.containers.stand_by()?;
+        let container = self.options.create(place, Some(standby.id().to_owned()))?;
+        let result = run_made(place, &container, detach, &keys, standby);
         // Where no monitor got so far as to do it. One that is running is left to its monitor.
         if result.is_err()
             && container.record.settings.remove
@@ -157,17 +158,22 @@ fn run_made(
     container: &Container,
     detach: bool,
     detach_keys: &str,
+    standby: Standby,
 ) -> Result<(), CliError> {
     if detach {
-        place.containers.prepare(container)?.go(None)?;
+        place
+            .containers
+            .prepare(container, Some(standby))?
+            .go(None)?;
         return Ok(output::line(&container.record.id)?);
     }
     let how = attachment(container, true, detach_keys)?;
-    run_attached(place, container, &how)
+    run_attached(place, container, &how, Some(standby))
 }
 
 impl ContainerOptions {
-    fn create(self, place: &Place) -> Result<Container, CliError> {
+    /// Makes the container; `id` is that of the monitor that stands by for it.
+    fn create(self, place: &Place, id: Option<String>) -> Result<Container, CliError> {
         if !self.publish.is_empty() {
             return Err(CliError::Usage(
                 "ports cannot be published here: use --network host, or an engine (podman, nerdctl) on acetate's mounts"
@@ -195,6 +201,7 @@ impl ContainerOptions {
         let settings = self.settings(from_image)?;
         let cidfile = self.cidfile.as_deref().map(new_file).transpose()?;
         let made = place.containers.make(NewContainer {
+            id,
             name: self.name,
             image: self.image,
             image_id: image.id.to_string(),

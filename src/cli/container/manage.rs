@@ -31,7 +31,7 @@ pub(in crate::cli) struct StartArgs {
 }
 
 fn start(place: &Place, container: &Container) -> Result<(), CliError> {
-    Ok(place.containers.prepare(container)?.go(None)?)
+    Ok(place.containers.prepare(container, None)?.go(None)?)
 }
 
 fn is_running(container: &Container) -> Result<bool, CliError> {
@@ -48,7 +48,7 @@ impl StartArgs {
             };
             let container = place.containers.find(name)?;
             let how = attachment(&container, self.interactive, &self.detach_keys)?;
-            return run_attached(place, &container, &how);
+            return run_attached(place, &container, &how, None);
         }
         each(&self.containers, |name| {
             let container = place.containers.find(name)?;
@@ -174,7 +174,7 @@ pub(in crate::cli) struct RemoveArgs {
 
 impl RemoveArgs {
     pub(super) fn run(self, place: &Place) -> Result<(), CliError> {
-        let mut gone = Vec::new();
+        let mut gone = place.containers.leftovers()?;
         let result = each(&self.containers, |name| {
             let container = match place.containers.find(name) {
                 Err(ContainerError::NoSuchContainer(_)) if self.force => return Ok(()),
@@ -213,10 +213,11 @@ pub(in crate::cli) struct PruneArgs {
 
 impl PruneArgs {
     pub(super) fn run(self, place: &Place) -> Result<(), CliError> {
-        let mut gone = Vec::new();
+        let mut gone = place.containers.leftovers()?;
         let mut result = Ok(());
         for container in place.containers.list()? {
-            if container.is_held()? {
+            // Its monitor keeps that of one which has just ended for a moment.
+            if container.is_held()? && container.state()?.finished.is_none() {
                 continue;
             }
             match place.containers.remove(&container, false) {

@@ -15,8 +15,8 @@ use clap::{Args, Subcommand};
 
 use super::CliError;
 use crate::container::{
-    Attachment, Connection, Container, ContainerError, Containers, Ended, MONITOR, is_valid_name,
-    monitor, parse_keys, terminal_size,
+    Attachment, Connection, Container, ContainerError, Containers, Ended, MONITOR, Standby,
+    is_valid_name, monitor, parse_keys, terminal_size,
 };
 use crate::image::{NewImage, Store, StoredImage};
 use crate::mount::store_root;
@@ -217,8 +217,13 @@ fn ended(container: &Container, ended: Ended) -> Result<(), CliError> {
 }
 
 /// Starts a container and stays attached until its end.
-fn run_attached(place: &Place, container: &Container, how: &Attachment) -> Result<(), CliError> {
-    let starting = place.containers.prepare(container)?;
+fn run_attached(
+    place: &Place,
+    container: &Container,
+    how: &Attachment,
+    standby: Option<Standby>,
+) -> Result<(), CliError> {
+    let starting = place.containers.prepare(container, standby)?;
     let connection = Connection::open(container, true)?;
     starting.go(terminal_size().filter(|_| how.terminal))?;
     ended(container, connection.serve(how)?)

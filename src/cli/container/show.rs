@@ -290,6 +290,7 @@ fn inspected(container: &Container, state: &State) -> serde_json::Value {
         "Image": record.image_id,
         "ImageName": record.image,
         "LogPath": container.dir.join("log"),
+        "MonitorLogPath": container.dir.join("monitor.log"),
         "Mounts": mounts,
         "GraphDriver": {
             "Name": "acetate",

@@ -5,6 +5,7 @@
 //! It is started by a command, with which it speaks by lines on its standard streams:
 //!
 //! ```text
+//! command: begin                     the container is there: so far the process has only been loaded
 //! monitor: ready                     everything is prepared, clients may connect to attach.sock
 //! command: go [ROWS COLUMNS]         start the program; where this does not come, the run is given up
 //! monitor: started | error CODE TEXT
@@ -14,10 +15,12 @@
 //! a while, and is dropped then.
 
 mod clients;
+mod launch;
 mod run;
 mod streams;
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, BufRead, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -25,11 +28,13 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::error::ContainerError;
+use super::gone::Gone;
 use super::lifecycle;
-use super::record::{Container, Containers, Gone, State, Status, boot_id, now};
+use super::record::{Container, Containers, State, Status, boot_id, now};
 use super::runtime::Runtime;
 use super::{bundle, users};
 use crate::mount::{self, Background};
+use launch::Launch;
 use run::Run;
 
 /// How long a command that works on the container, or its last monitor, may keep its lock.
@@ -77,9 +82,15 @@ fn serve(root: &Path, id: &str) -> Result<(), ContainerError> {
     )?;
     call("leave its directory for", std::env::set_current_dir("/"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let mut line = String::new();
+    call("listen in", io::stdin().lock().read_line(&mut line))?;
+    if line != "begin\n" {
+        return Ok(());
+    }
 
     let container = Container::open(root.join("containers").join(id))?;
-    let Some(lock) = container.lock(PATIENCE)? else {
+    mount::log_to(&container.path("monitor.log"))?;
+    let Some(lock) = lifecycle::lock_at_last(&container, PATIENCE)? else {
         return Err(ContainerError::State {
             name: container.record.name.clone(),
             is: "is running already, or in use by another command".into(),
@@ -98,16 +109,33 @@ fn serve(root: &Path, id: &str) -> Result<(), ContainerError> {
         ..State::default()
     };
     container.write_state(&state)?;
-    let outcome = prepare(root, &container)
-        .and_then(|user| Run::new(&container, &runtime, &lock, user))
-        .and_then(|mut run| run.serve(&mut state));
+    let outcome = run(root, &container, &runtime, &lock, &mut state);
     finish(root, &container, &runtime, before, state, outcome)
 }
 
-/// Mounts, and finds out what has to be known of the root filesystem. Before this process has anything else open.
+/// Runs the container.
+fn run(
+    root: &Path,
+    container: &Container,
+    runtime: &Runtime,
+    lock: &File,
+    state: &mut State,
+) -> Result<(End, clients::Clients), ContainerError> {
+    // It is loaded while the root filesystem is mounted.
+    let ahead = if runtime.reads_its_configuration_once() {
+        Some(Launch::new(container, runtime, lock, true)?)
+    } else {
+        None
+    };
+    let user = prepare(root, container)?;
+    Run::new(container, runtime, lock, user, ahead)?.serve(state)
+}
+
+/// Mounts, and finds out what has to be known of the root filesystem.
 fn prepare(root: &Path, container: &Container) -> Result<users::User, ContainerError> {
     let request = lifecycle::mount_request(root, container);
-    mount::mount(&request, Background::Daemon, None)?;
+    let log = container.path("monitor.log");
+    mount::mount(&request, Background::Daemon, Some(&log))?;
     bundle::write_host_files(container)?;
     users::find(&container.path("rootfs"), &container.record.settings.user)
 }
@@ -122,6 +150,15 @@ pub(super) enum End {
     GivenUp,
 }
 
+/// Has the runtime forget what it knows of a container, which kills what is left of it.
+fn forget(container: &Container, runtime: &Runtime) {
+    if lifecycle::is_known_to_runtime(container)
+        && let Err(e) = runtime.call(container, &["delete", "--force"])
+    {
+        log::warn!("{e}");
+    }
+}
+
 /// Takes away what a run needs, writes what has become of it, and tells whoever waits.
 fn finish(
     root: &Path,
@@ -131,11 +168,11 @@ fn finish(
     mut state: State,
     outcome: Result<(End, clients::Clients), ContainerError>,
 ) -> Result<(), ContainerError> {
-    if lifecycle::is_known_to_runtime(container) {
-        let deleted = runtime.call(container, &["delete", "--force"]);
-        if let Err(e) = deleted {
-            log::warn!("{e}");
-        }
+    // With the first process of a container the others have died, too. So what the runtime still has to clear away can
+    // wait until everybody knows of the end.
+    let all_dead = matches!(outcome, Ok((End::Exited(_), _)));
+    if !all_dead {
+        forget(container, runtime);
     }
     let unmounted = lifecycle::unmount(container);
     if let Err(e) = &unmounted {
@@ -159,9 +196,12 @@ fn finish(
                 End::GivenUp => state = before,
             }
             let code = state.exit_code.unwrap_or(255);
-            let ended = close(root, container, &state, unmounted.is_ok());
+            let closed = close(root, container, &state, unmounted.is_ok());
             clients.dismiss(code);
-            ended.map(drop)
+            closed.map(|gone| match gone {
+                Some(gone) => drop(gone),
+                None => forget(container, runtime),
+            })
         }
         Err(e) => {
             state = State {

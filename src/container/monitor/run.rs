@@ -3,16 +3,13 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
-use rustix::io::FdFlags;
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
 use super::super::error::ContainerError;
@@ -23,6 +20,7 @@ use super::super::runtime::{Runtime, code_of, remove_if_there};
 use super::super::users::User;
 use super::super::{bundle, lifecycle};
 use super::clients::Clients;
+use super::launch::{LOG, Launch};
 use super::streams::Streams;
 use super::{End, call, signals, tell};
 use crate::mount;
@@ -74,6 +72,8 @@ pub(super) struct Run<'a> {
     ended: HashMap<i32, WaitStatus>,
     command: Vec<u8>,
     command_gone: bool,
+    /// The runtime, where it was started ahead, until it is its turn.
+    ahead: Option<Launch>,
 }
 
 impl<'a> Run<'a> {
@@ -83,6 +83,7 @@ impl<'a> Run<'a> {
         runtime: &'a Runtime,
         lock: &'a File,
         user: User,
+        ahead: Option<Launch>,
     ) -> Result<Run<'a>, ContainerError> {
         let daemon = mount::find(&container.path("rootfs"))?.pid;
         let socket = container.path("attach.sock");
@@ -96,21 +97,31 @@ impl<'a> Run<'a> {
             .create(true)
             .open(&path)
             .map_err(ContainerError::io("open the log", &path))?;
+        let signals = signals()?;
+        // Its end so far is in no signal that is still to come.
+        let mut ended = HashMap::new();
+        if let Some(pid) = ahead.as_ref().and_then(|launch| Pid::from_raw(launch.pid)) {
+            let found = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
+            if let Some((_, status)) = call("ask for the runtime of", found.map_err(Into::into))? {
+                ended.insert(pid.as_raw_pid(), status);
+            }
+        }
         Ok(Run {
             container,
             runtime,
             lock,
             user,
-            signals: signals()?,
+            signals,
             clients: listener,
             streams: Streams::default(),
             console: None,
             log,
             phase: Phase::Waiting,
             daemon: i32::try_from(daemon).unwrap_or(i32::MAX),
-            ended: HashMap::new(),
+            ended,
             command: Vec::new(),
             command_gone: false,
+            ahead,
         })
     }
 
@@ -217,7 +228,7 @@ impl<'a> Run<'a> {
                     }
                 }
                 Source::Command => {
-                    if let Some(end) = self.listen()? {
+                    if let Some(end) = self.listen(state)? {
                         return Ok(Some(end));
                     }
                 }
@@ -274,7 +285,7 @@ impl<'a> Run<'a> {
     }
 
     /// What the command says: to go.
-    fn listen(&mut self) -> Result<Option<End>, ContainerError> {
+    fn listen(&mut self, state: &mut State) -> Result<Option<End>, ContainerError> {
         let mut buffer = [0; 256];
         let length = call("listen to the command in", io::stdin().read(&mut buffer))?;
         self.command.extend_from_slice(&buffer[..length]);
@@ -290,68 +301,35 @@ impl<'a> Run<'a> {
                 (Some(Ok(rows)), Some(Ok(columns))) => Some((rows, columns)),
                 _ => None,
             };
-            self.start(size)?;
+            return self.start(size, state);
         }
         Ok(None)
     }
 
-    fn runtime_log(&self) -> PathBuf {
-        self.container.path("runtime-start.log")
-    }
-
-    fn start(&mut self, size: Option<(u16, u16)>) -> Result<(), ContainerError> {
-        let container = self.container;
-        let settings = &container.record.settings;
-        bundle::write_config(container, &self.user, size)?;
-        let log = self.runtime_log();
-        remove_if_there(&log);
-        let pid_file = container.path("pid");
-        remove_if_there(&pid_file);
-        let words = ["run", "--detach", "--bundle"];
-        let mut command = self.runtime.command(container, &log, &words);
-        command.arg(&container.dir).arg("--pid-file").arg(&pid_file);
-        if settings.terminal {
-            // A socket's path is short, and the store's need not be.
-            let path = container.path("console.sock");
-            remove_if_there(&path);
-            let failed = || ContainerError::io::<io::Error>("listen at", &path);
-            let dir = File::open(&container.dir).map_err(failed())?;
-            let listener = lifecycle::by_descriptor(&path, |path| UnixListener::bind(path))
-                .map_err(failed())?;
-            let reached = format!(
-                "/proc/{}/fd/{}/console.sock",
-                std::process::id(),
-                dir.as_raw_fd()
-            );
-            command.arg("--console-socket").arg(reached);
-            command
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null());
-            self.console = Some((dir, listener));
-            self.streams = Streams::terminal(size);
-        } else {
-            let streams = Streams::pipes(&mut command, settings.interactive);
-            self.streams = call("make pipes for", streams)?;
+    fn start(
+        &mut self,
+        size: Option<(u16, u16)>,
+        state: &mut State,
+    ) -> Result<Option<End>, ContainerError> {
+        let config = bundle::write_config(self.container, &self.user, size)?;
+        let launch = match self.ahead.take() {
+            Some(launch) => launch,
+            None => Launch::new(self.container, self.runtime, self.lock, false)?,
+        };
+        self.streams = launch.streams;
+        self.console = launch.console;
+        if let Some((rows, columns)) = size {
+            self.streams.resize(rows, columns);
         }
-        command.arg(&container.record.id);
-        // The runtime holds the container's lock too: where this process is killed, nobody clears away what is still
-        // coming into being.
-        let inherit = |flags| rustix::io::fcntl_setfd(self.lock, flags).map_err(Into::into);
-        call("hand down the lock of", inherit(FdFlags::empty()))?;
-        // Nor may the program be started with signals blocked: it would not get them. What comes meanwhile is seen when
-        // the runtime ends.
-        let mask = |set: SigSet| set.thread_set_mask().map_err(Into::into);
-        let blocked = call(
-            "ask for the signals of",
-            SigSet::thread_get_mask().map_err(Into::into),
-        )?;
-        call("unblock signals for", mask(SigSet::empty()))?;
-        let child = call("run the runtime for", command.spawn())?;
-        call("block signals for", mask(blocked))?;
-        call("keep the lock of", inherit(FdFlags::CLOEXEC))?;
-        self.phase = Phase::Starting(i32::try_from(child.id()).unwrap_or(i32::MAX));
-        Ok(())
+        self.phase = Phase::Starting(launch.pid);
+        if let Some(pending) = launch.pending {
+            call("configure the runtime for", pending.release(&config))?;
+        }
+        // One that was started ahead may have failed already.
+        match self.ended.remove(&launch.pid) {
+            Some(status) => self.started(status, state),
+            None => Ok(None),
+        }
     }
 
     fn on_signals(&mut self, state: &mut State) -> Result<Option<End>, ContainerError> {
@@ -401,7 +379,7 @@ impl<'a> Run<'a> {
         status: WaitStatus,
         state: &mut State,
     ) -> Result<Option<End>, ContainerError> {
-        let log = self.runtime_log();
+        let log = self.container.path(LOG);
         if status.exit_status() != Some(0) {
             return Err(self.runtime.refusal(self.runtime.said(&log)));
         }

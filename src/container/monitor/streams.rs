@@ -68,10 +68,9 @@ impl Streams {
     }
 
     /// A terminal that is yet to come.
-    pub(super) fn terminal(size: Option<(u16, u16)>) -> Streams {
+    pub(super) fn terminal() -> Streams {
         Streams {
             terminal: true,
-            size,
             ..Streams::default()
         }
     }
