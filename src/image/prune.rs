@@ -44,12 +44,14 @@ impl Store {
             });
         }
         let goes = by_name.is_none() || image.references.len() <= 1;
-        if goes && let Some(container) = self.container_of(&image)? {
-            return Err(ImageError::InUse {
+        let free_of_containers = || match self.container_of(&image)? {
+            Some(container) if goes => Err(ImageError::InUse {
                 what: format!("image {}", image.shown()),
                 by: Some(format!("container {container}: remove that first")),
-            });
-        }
+            }),
+            _ => Ok(()),
+        };
+        free_of_containers()?;
         if goes && !force && self.in_use(&image, &images)? {
             return Err(ImageError::InUse {
                 what: format!("image {}", image.shown()),
@@ -58,6 +60,8 @@ impl Store {
         }
         let mut removed = Removed::default();
         self.edit_index(|entries| {
+            // Whoever makes a container asks for its image once more under the same lock.
+            free_of_containers()?;
             entries.retain(|entry| {
                 let name = name_of(entry);
                 let hit = entry.digest() == &image.digest
@@ -67,6 +71,7 @@ impl Store {
                 }
                 !hit
             });
+            Ok(())
         })?;
         if goes {
             removed.images.push(image.id.to_string());
@@ -93,6 +98,11 @@ impl Store {
         }
         let mut stays: HashSet<String> = HashSet::new();
         self.edit_index(|entries| {
+            for image in &images {
+                if gone.contains_key(image.digest.as_ref()) && self.container_of(image)?.is_some() {
+                    gone.remove(image.digest.as_ref());
+                }
+            }
             entries.retain(|entry| {
                 let goes =
                     gone.get(entry.digest().as_ref())
@@ -106,6 +116,7 @@ impl Store {
                 }
                 !goes
             });
+            Ok(())
         })?;
         for image in gone.values().filter(|i| !stays.contains(i.digest.as_ref())) {
             removed.untagged.extend(image.references.iter().cloned());
@@ -143,12 +154,15 @@ impl Store {
         Ok(false)
     }
 
-    fn edit_index(&self, edit: impl FnOnce(&mut Vec<Descriptor>)) -> Result<(), ImageError> {
+    fn edit_index(
+        &self,
+        edit: impl FnOnce(&mut Vec<Descriptor>) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
         let tmp = TempDir::new(&self.tmp())?;
         let _lock = self.lock_index()?;
         let before = self.read_index()?.manifests().clone();
         let mut after = before.clone();
-        edit(&mut after);
+        edit(&mut after)?;
         if after == before {
             return Ok(());
         }

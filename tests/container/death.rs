@@ -12,6 +12,21 @@ use crate::rig::{Rig, able, kill};
 
 const TICK: &str = "echo x >> /data/f; echo up; while true; do sleep 0.05; done";
 
+/// The daemon of a container's root filesystem.
+fn daemon(rig: &Rig, name: &str) -> i32 {
+    let rootfs = rig.dir(name).join("rootfs");
+    let mounts: serde_json::Value = serde_json::from_str(&rig.must(&["mounts", "--json"])).unwrap();
+    let mounts = mounts.as_array().unwrap();
+    let is_its = |m: &&serde_json::Value| m["mountpoint"].as_str() == rootfs.to_str();
+    let pid = mounts.iter().find(is_its).unwrap()["pid"].as_i64().unwrap();
+    i32::try_from(pid).unwrap()
+}
+
+/// The program of a container.
+fn program(rig: &Rig, name: &str) -> i32 {
+    i32::try_from(rig.inspect(name)["State"]["Pid"].as_i64().unwrap()).unwrap()
+}
+
 fn monitor(rig: &Rig, name: &str) -> i32 {
     let state = fs::read(rig.dir(name).join("state.json")).unwrap();
     let state: serde_json::Value = serde_json::from_slice(&state).unwrap();
@@ -54,17 +69,7 @@ fn a_container_whose_daemon_was_killed_is_dead_and_starts_again() {
     let rig = Rig::new("daemon");
     rig.must(&["run", "-d", "--name", "dd", "bb", "sh", "-c", TICK]);
     rig.until("it is up", || rig.must(&["logs", "dd"]) == "up\n");
-    let rootfs = rig.dir("dd").join("rootfs");
-    let mounts: serde_json::Value = serde_json::from_str(&rig.must(&["mounts", "--json"])).unwrap();
-    let daemon = mounts
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|m| m["mountpoint"].as_str() == rootfs.to_str())
-        .unwrap()["pid"]
-        .as_i64()
-        .unwrap();
-    kill(i32::try_from(daemon).unwrap());
+    kill(daemon(&rig, "dd"));
     rig.until("it is dead", || rig.status("dd") == "dead");
     assert!(
         rig.must(&["ps", "-a"])
@@ -188,5 +193,64 @@ fn clients_that_vanish_or_talk_nonsense_harm_nobody() {
     assert_eq!(rig.status("vv"), "running");
     drop(sleeper);
     rig.must(&["rm", "-f", "vv"]);
+    rig.nothing_is_left();
+}
+
+#[test]
+fn a_program_that_was_killed_from_outside_has_ended() {
+    require!(able());
+    let rig = Rig::new("outside");
+    rig.must(&["run", "-d", "--name", "pp", "bb", "sh", "-c", TICK]);
+    kill(program(&rig, "pp"));
+    assert_eq!(rig.must(&["wait", "pp"]), "137\n");
+    assert_eq!(rig.status("pp"), "exited");
+    rig.must(&["start", "pp"]);
+    rig.must(&["rm", "--force", "pp"]);
+    rig.nothing_is_left();
+}
+
+#[test]
+fn after_a_reboot_containers_are_dead_and_start_again_with_their_layers() {
+    require!(able());
+    let rig = Rig::new("reboot");
+    for name in ["r1", "r2"] {
+        rig.must(&["run", "-d", "--name", name, "bb", "sh", "-c", TICK]);
+        rig.until("it is up", || rig.must(&["logs", name]) == "up\n");
+    }
+    for name in ["r1", "r2"] {
+        let all = [monitor(&rig, name), daemon(&rig, name), program(&rig, name)];
+        let (dir, rootfs) = (rig.dir(name), rig.dir(name).join("rootfs"));
+        for pid in all {
+            kill(pid);
+        }
+        rig.until("all are gone", || {
+            all.iter().all(|pid| {
+                let status = fs::read_to_string(format!("/proc/{pid}/status"));
+                status.map_or(true, |text| text.contains("State:\tZ"))
+            })
+        });
+        // A reboot takes the mounts, and gives the machine's run another name.
+        nix::mount::umount2(&rootfs, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        let path = dir.join("state.json");
+        let mut state: serde_json::Value =
+            serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        state["boot"] = "another".into();
+        fs::write(&path, state.to_string()).unwrap();
+    }
+    let listed = rig.must(&["ps", "-a"]);
+    assert_eq!(
+        listed.matches("the machine was restarted").count(),
+        2,
+        "{listed}"
+    );
+    assert_eq!(rig.must(&["ps", "-q"]), "");
+    rig.must(&["start", "r1"]);
+    rig.until("it is up again", || {
+        rig.must(&["logs", "r1"]).matches("up\n").count() == 2
+    });
+    assert_eq!(rig.must(&["exec", "r1", "cat", "/data/f"]), "x\nx\n");
+    // The other is removed as it is.
+    rig.must(&["rm", "r2"]);
+    rig.must(&["rm", "--force", "r1"]);
     rig.nothing_is_left();
 }

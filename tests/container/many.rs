@@ -32,6 +32,25 @@ fn layers(root: &Path) -> BTreeMap<PathBuf, String> {
         .collect()
 }
 
+/// How much of a file is in memory for a process that runs it, and the process's share of that, in KiB.
+fn mapped(pid: i64, file: &str) -> (u64, u64) {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let (mut rss, mut pss, mut of_file) = (0, 0, false);
+    for line in text.lines() {
+        if line
+            .split(' ')
+            .next()
+            .is_some_and(|range| range.contains('-'))
+        {
+            of_file = line.ends_with(file) && line.contains(" r-xp ");
+        } else if of_file {
+            rss += kib(line, "Rss:");
+            pss += kib(line, "Pss:");
+        }
+    }
+    (rss, pss)
+}
+
 #[test]
 #[ignore = "takes a minute"]
 fn a_hundred_run_on_one_base_and_leave_it_as_it_was() {
@@ -65,21 +84,28 @@ fn a_hundred_run_on_one_base_and_leave_it_as_it_was() {
         if Path::new(mount["mountpoint"].as_str().unwrap()).starts_with(&rig.root) {
             let status = fs::read_to_string(format!("/proc/{}/status", mount["pid"])).unwrap();
             let own = kib(&status, "RssAnon:");
-            daemons.push((kib(&status, "VmRSS:"), own));
+            let rollup = format!("/proc/{}/smaps_rollup", mount["pid"]);
+            let share = kib(&fs::read_to_string(rollup).unwrap(), "Pss:");
+            daemons.push((kib(&status, "VmRSS:"), own, share));
         }
     }
     assert_eq!(daemons.len(), count);
-    let most = daemons.iter().map(|(rss, _)| *rss).max().unwrap();
-    let own: u64 = daemons.iter().map(|(_, own)| own).sum::<u64>() / count as u64;
+    let most = daemons.iter().map(|(rss, ..)| *rss).max().unwrap();
+    let own = daemons.iter().map(|(_, own, _)| own).sum::<u64>() / count as u64;
+    let share = daemons.iter().map(|(_, _, share)| share).sum::<u64>() / count as u64;
+    let program = rig.inspect(&format!("h{}", count / 2))["State"]["Pid"].as_i64();
+    let (rss, pss) = mapped(program.unwrap(), "/bin/busybox");
     let busybox = fs::metadata(rig.scratch.join("tree/bin/busybox"))
         .unwrap()
         .len()
         / 1024;
     println!(
-        "{count} containers: a daemon has at most {most} KiB resident, {own} KiB of its own; the page cache grew by {} KiB, busybox is {busybox} KiB",
+        "{count} containers: a daemon has at most {most} KiB resident, {own} KiB of its own, {share} KiB with its share of what others have too; the page cache grew by {} KiB, busybox is {busybox} KiB, of which {rss} KiB are mapped in each, a share of {pss} KiB",
         cached().saturating_sub(first)
     );
-    assert!(own < 10 << 10, "{own} KiB");
+    assert!(own < 10 << 10 && share < 10 << 10, "{own} KiB, {share} KiB");
+    // The same pages in all of them: with a copy each, the share would be the whole.
+    assert!(rss > 0 && pss * 10 < rss, "{rss} KiB, {pss} KiB");
     let names: Vec<String> = (0..count).map(|n| format!("h{n}")).collect();
     let mut words = vec!["rm", "--force"];
     words.extend(names.iter().map(String::as_str));

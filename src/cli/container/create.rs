@@ -218,7 +218,7 @@ impl ContainerOptions {
             file.write_all(container.record.id.as_bytes())?;
         }
         // From when on it has the image's layers by itself: the record keeps the image from being removed.
-        if let Err(e) = place.store.image(&container.record.image_id) {
+        if let Err(e) = place.store.keeps(&container.record.image_id) {
             place.containers.remove(&container, false)?;
             return Err(e.into());
         }
