@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::error::MountError;
 use super::state::{self, Found, Record};
 use crate::fuse::Counters;
+use crate::sys::mount::{mount_table, set_filesystem_read_only};
 use crate::union::{Change, Completed, Explanation, StatsSnapshot, Union};
 
 /// A client that says nothing must not keep others waiting.
@@ -34,6 +35,8 @@ enum Question {
     Explain(Vec<u8>),
     /// The same.
     Complete(Vec<u8>),
+    /// Whether the filesystem is to be read-only.
+    ReadOnly(bool),
 }
 
 /// What is answered: one of the two.
@@ -145,12 +148,32 @@ fn answer(
             let path = Path::new(std::ffi::OsStr::from_bytes(&path));
             to_json(union.complete(path, &|| false))?
         }
+        (Question::ReadOnly(wanted), Some(_)) => {
+            to_json(set_own_read_only(&info.record.mountpoint, wanted))?
+        }
     };
     text.push(b'\n');
     (&client).write_all(&text)
 }
 
-fn to_json<T: Serialize>(result: crate::union::Result<T>) -> io::Result<Vec<u8>> {
+/// The daemon sees the mount where it made it, which its clients in other namespaces may not.
+fn set_own_read_only(mountpoint: &Path, wanted: bool) -> io::Result<()> {
+    let here = mount_table()?
+        .iter()
+        .filter(|entry| entry.mountpoint == mountpoint)
+        .count();
+    // Of several the last is meant by the path, which may be somebody else's.
+    if here != 1 {
+        let text = format!("{here} filesystems are mounted there");
+        return Err(io::Error::other(text));
+    }
+    set_filesystem_read_only(mountpoint, wanted).map_err(|e| match e.kind() {
+        io::ErrorKind::ResourceBusy => io::Error::other("a file is open for writing"),
+        _ => e,
+    })
+}
+
+fn to_json<T: Serialize, E: std::fmt::Display>(result: Result<T, E>) -> io::Result<Vec<u8>> {
     let answer = match result {
         Ok(value) => Answer::Ok(value),
         Err(e) => Answer::Error(e.to_string()),
@@ -219,4 +242,9 @@ pub fn complete(path: &Path) -> Result<Completed, MountError> {
         path,
         &Question::Complete(inside.as_os_str().as_bytes().to_vec()),
     )
+}
+
+/// Makes a mount read-only, wherever it is visible, or writable again. Fails where a file is open for writing.
+pub fn set_read_only(dir: &Path, read_only: bool) -> Result<(), MountError> {
+    put(&state::living_at(dir)?, dir, &Question::ReadOnly(read_only))
 }

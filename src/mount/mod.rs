@@ -24,7 +24,7 @@ mod runtime;
 mod state;
 
 pub use compose::{MountRequest, Source};
-pub use control::{Info, complete, diff, explain, info, stats};
+pub use control::{Info, complete, diff, explain, info, set_read_only, stats};
 pub use daemon::{Background, mount};
 pub use error::{MountError, OptionError};
 pub use image::commit;

@@ -25,6 +25,7 @@
 //!
 //! - `proto`: the messages of the wire; `service`: which call is which; `api`: what each call asks the store;
 //! - `store`: the snapshots; `record`: their files; `usage`, `filter`, `idmap`: parts of that;
+//! - `seal`: nothing writes to what is committed; `sweep`: deletes what is not needed any more;
 //! - `mounts`: what containerd is told to mount;
 //! - `server`: socket, signals, start and end.
 //!
@@ -37,6 +38,7 @@ mod idmap;
 mod mounts;
 pub mod proto;
 mod record;
+mod seal;
 mod server;
 mod service;
 mod store;

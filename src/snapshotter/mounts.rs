@@ -172,10 +172,9 @@ pub(super) fn end(dir: &Path) -> Result<(), SnapshotError> {
         name: dir.display().to_string(),
         text: e.to_string(),
     };
-    match mount::unmount(dir, false) {
+    // A bind of it may be somebody's still: it ends with that one, which nobody waits for here.
+    match mount::unmount(dir, true) {
         Ok(()) | Err(MountError::NotMounted(_)) => {}
-        // A bind of it is somebody's still: it ends with that one.
-        Err(MountError::Busy(_)) => mount::unmount(dir, true).map_err(failed)?,
         Err(e) => return Err(failed(e)),
     }
     match std::fs::remove_dir(dir) {

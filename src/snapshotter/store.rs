@@ -7,23 +7,18 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use super::error::{ServeError, SnapshotError};
 use super::filter::Filters;
 use super::idmap::IdMapping;
-use super::mounts::{self, MountBy, Mounter, Stack};
+use super::mounts::{MountBy, Mounter, Stack};
 use super::proto::Mount;
 use super::record::{Labels, Record, Root, Sequence, SnapshotKind, Time, Usage, root_path};
-use super::sweep::{self, Workdir};
+use super::sweep;
 use super::usage;
-use crate::image::durable::sync_filesystem;
 use crate::image::lock::{Hold, Lock};
-
-/// How long the daemon of a mount may take to end after its unmount.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is asked for.
 #[derive(Debug)]
@@ -240,7 +235,7 @@ impl Snapshots {
         let sealed = self.seal(&record);
         let mut state = self.state.lock();
         state.committing.remove(&record.id);
-        let (held, usage) = sealed?;
+        let (seal, usage) = sealed?;
         state.free(name)?;
         if let Some(parent) = &record.parent {
             state.get(parent)?;
@@ -254,26 +249,13 @@ impl Snapshots {
         record.usage = Some(usage);
         self.root.write(&record)?;
         state.records.remove(key);
+        let id = record.id;
         state.records.insert(record.name.clone(), record);
-        drop(held);
+        drop(state);
+        seal.keep();
+        self.let_go(id);
         log::debug!("{key:?} is committed as {name:?}");
         Ok(())
-    }
-
-    /// Waits until nothing writes to an active snapshot, keeps new mounts from it, makes it durable and counts it.
-    fn seal(&self, record: &Record) -> Result<(Workdir, Usage), SnapshotError> {
-        mounts::end(&self.root.mount(record.id))?;
-        let fs = self.root.fs(record.id);
-        let held = Workdir::hold(&self.root.work(record.id), PATIENCE)?;
-        let held = held.ok_or_else(|| {
-            let text = format!(
-                "snapshot {:?} is still mounted: unmount it first",
-                record.name
-            );
-            SnapshotError::FailedPrecondition(text)
-        })?;
-        sync_filesystem(&fs)?;
-        Ok((held, usage::of_tree(&fs)?))
     }
 
     /// Removes a snapshot that none stands on.
@@ -435,21 +417,4 @@ fn repair(root: &Root, record: &Record) -> Result<(), ServeError> {
         })?;
     }
     Ok(())
-}
-
-impl Workdir {
-    /// Takes a workdir, waiting for a daemon that is about to end; `None` while it is mounted. One that does not exist
-    /// is nobody's.
-    fn hold(work: &Path, patience: Duration) -> Result<Option<Workdir>, SnapshotError> {
-        let start = Instant::now();
-        loop {
-            if let Some(held) = Workdir::attempt(work)? {
-                return Ok(Some(held));
-            }
-            if start.elapsed() > patience || sweep::is_mounted(work) {
-                return Ok(None);
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
 }

@@ -2,7 +2,8 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -12,6 +13,9 @@ use super::mounts;
 use super::store::Snapshots;
 use crate::image::lock::remove_tree;
 use crate::mount::{self, MountState};
+
+/// How long a removal waits for a daemon whose mount has just gone away. What cannot be deleted then is swept later.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A workdir that no mount can take meanwhile.
 #[derive(Debug)]
@@ -37,6 +41,22 @@ impl Workdir {
     }
 }
 
+impl Workdir {
+    /// Takes it as soon as a daemon that is about to end lets go of it; `None` while it is mounted.
+    fn hold(work: &Path) -> Result<Option<Workdir>, SnapshotError> {
+        let start = Instant::now();
+        loop {
+            if let Some(held) = Workdir::attempt(work)? {
+                return Ok(Some(held));
+            }
+            if start.elapsed() > PATIENCE || is_mounted(work) {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
 /// Whether a mount that is not about to end uses something below the parent of `dir`.
 pub(super) fn is_mounted(dir: &Path) -> bool {
     let Some(snapshot) = dir.parent() else {
@@ -53,6 +73,17 @@ pub(super) fn is_mounted(dir: &Path) -> bool {
             true
         }
     }
+}
+
+/// Where the mount lies that has a directory as its upper.
+pub(super) fn mountpoint_of(fs: &Path) -> Option<PathBuf> {
+    let all = mount::list().inspect_err(|e| log::warn!("{e}")).ok()?;
+    let has = |upper: &String| Path::new(upper) == fs;
+    all.into_iter()
+        .find(|(record, state)| {
+            *state == MountState::Mounted && record.upper.as_ref().is_some_and(has)
+        })
+        .map(|(record, _)| record.mountpoint)
 }
 
 /// The entries of a directory that are numbers.
@@ -73,7 +104,7 @@ impl Snapshots {
         mounts::end(&self.root.mount(id))?;
         let dir = self.root.snapshot(id);
         let fs = self.root.fs(id);
-        if Workdir::attempt(&self.root.work(id))?.is_none() || is_mounted(&fs) {
+        if Workdir::hold(&self.root.work(id))?.is_none() || is_mounted(&fs) {
             log::info!("{} is still mounted, and deleted later", dir.display());
             return Ok(());
         }

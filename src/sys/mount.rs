@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use rustix::io::Errno;
 pub use rustix::mount::MountFlags;
-use rustix::mount::UnmountFlags;
+use rustix::mount::{FsPickFlags, UnmountFlags, fsconfig_reconfigure, fsconfig_set_flag, fspick};
 
 /// The filesystem type as `mount` and `/proc/mounts` show it.
 pub const FS_TYPE: &str = "fuse.acetate";
@@ -97,6 +97,20 @@ fn unmount_by_helper(mountpoint: &Path, lazy: bool) -> io::Result<()> {
         }
     }
     Err(last)
+}
+
+/// Takes the right to write away from the filesystem at a mountpoint, for all its mounts in all namespaces, or gives it
+/// back. What was written before reaches the filesystem first. `EBUSY`: something is open for writing, or was deleted
+/// while open. Needs `CAP_SYS_ADMIN` over the filesystem.
+pub fn set_filesystem_read_only(mountpoint: &Path, read_only: bool) -> io::Result<()> {
+    // Unlike `mount(2)` this leaves the flags of the single mount alone.
+    let picked = fspick(
+        rustix::fs::CWD,
+        mountpoint,
+        FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_NO_AUTOMOUNT,
+    )?;
+    fsconfig_set_flag(&picked, if read_only { "ro" } else { "rw" })?;
+    Ok(fsconfig_reconfigure(&picked)?)
 }
 
 /// One line of the mount table.

@@ -134,6 +134,21 @@ impl Client {
         })
     }
 
+    /// Asks, and goes away after a while whether it was answered or not.
+    pub fn abandon(&mut self, name: &str, request: impl prost::Message + 'static, after: Duration) {
+        let path: PathAndQuery = format!("/{SERVICE}/{name}").parse().unwrap();
+        let grpc = &mut self.grpc;
+        self.runtime.block_on(async {
+            grpc.ready().await.unwrap();
+            let codec = ProstCodec::<_, Empty>::default();
+            let call = grpc.unary(tonic::Request::new(request), path, codec);
+            // A message of another type has unknown fields only, which is no error.
+            if let Ok(Err(status)) = tokio::time::timeout(after, call).await {
+                panic!("{name}: {status}");
+            }
+        });
+    }
+
     pub fn create(
         &mut self,
         call: &str,
