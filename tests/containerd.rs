@@ -4,6 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
+#[path = "containerd/story.rs"]
+mod story;
+#[path = "containerd/suite.rs"]
+mod suite;
 
 use std::fs::{self, File};
 use std::net::{TcpListener, TcpStream};
@@ -65,6 +69,22 @@ struct Stand {
     _containerd: Service,
 }
 
+impl Drop for Stand {
+    /// What a failed test left running would outlive containerd.
+    fn drop(&mut self) {
+        let ctr = |words: &[&str]| {
+            let mut ctr = Command::new("ctr");
+            ctr.arg("-a").arg(self.scratch.join("c.sock"));
+            ctr.args(["-n", &self.namespace()]).args(words);
+            program::run(&mut ctr, LIMIT)
+        };
+        for task in ctr(&["tasks", "ls", "-q"]).text.split_whitespace() {
+            let ended = ctr(&["tasks", "rm", "-f", task]);
+            eprintln!("task {task} was left: {}", ended.text);
+        }
+    }
+}
+
 impl Stand {
     fn new(mounts: &str) -> Stand {
         let scratch = Scratch::new("containerd");
@@ -107,6 +127,9 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [proxy_plugins.acetate]
   type = "snapshot"
   address = "{dir}/s.sock"
+  capabilities = ["rebase"]
+  [proxy_plugins.acetate.exports]
+    root = "{dir}/root"
 "#
         );
         fs::write(path("containerd.toml"), config).unwrap();
@@ -126,9 +149,15 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
         }
     }
 
+    /// runc keeps the containers of all containerds in one folder, by namespace.
+    fn namespace(&self) -> String {
+        format!("acetate-{}", self.port)
+    }
+
     fn ctr(&self, words: &[&str]) -> String {
         let mut ctr = Command::new("ctr");
-        ctr.arg("-a").arg(self.scratch.join("c.sock")).args(words);
+        ctr.arg("-a").arg(self.scratch.join("c.sock"));
+        ctr.args(["-n", &self.namespace()]).args(words);
         program::must(&mut ctr, LIMIT)
     }
 
@@ -150,7 +179,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
             fs::create_dir_all(root.join(dir)).unwrap();
         }
         fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-        for applet in ["sh", "ls", "cat", "echo", "rm"] {
+        for applet in ["sh", "ls", "cat", "echo", "rm", "mkdir", "sleep", "httpd"] {
             symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
         fs::write(root.join("etc/one"), "one").unwrap();
@@ -174,8 +203,8 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
     }
 }
 
-fn life(mounts: &str) {
-    require!(skip::privileged());
+fn needs() -> Result<(), String> {
+    skip::privileged()?;
     for name in [
         "containerd",
         "ctr",
@@ -186,8 +215,13 @@ fn life(mounts: &str) {
         "busybox",
         "mount.fuse3",
     ] {
-        require!(skip::program(name));
+        skip::program(name)?;
     }
+    Ok(())
+}
+
+fn life(mounts: &str) {
+    require!(needs());
     let _limit = Watchdog::new("containerd", Duration::from_secs(200));
     let stand = Stand::new(mounts);
     let image = stand.image();
@@ -245,8 +279,9 @@ fn life(mounts: &str) {
     let diff = stand.scratch.join("diff.tgz");
     let socket = stand.scratch.join("c.sock");
     let shell = format!(
-        "ctr -a {} snapshots --snapshotter acetate diff t2 > {}",
+        "ctr -a {} -n {} snapshots --snapshotter acetate diff t2 > {}",
         socket.display(),
+        stand.namespace(),
         diff.display()
     );
     program::must(Command::new("sh").arg("-c").arg(shell), LIMIT);
