@@ -10,6 +10,8 @@ mod commands;
 mod common;
 #[path = "podman/engine.rs"]
 mod engine;
+#[path = "podman/storage.rs"]
+mod storage;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -305,4 +307,32 @@ fn podman_commands_rootless_print_what_they_print_on_kernel_overlayfs() {
     same_life(&User::plain(), |engine, base| {
         commands::all(engine, base, &["--userns=keep-id", "--user", "0"])
     });
+}
+
+#[test]
+#[ignore = "heavy: needs podman, runc and busybox-static (Debian packages)"]
+fn podman_as_root_with_each_option_of_the_storage() {
+    require!(skip::privileged());
+    for name in ["podman", "runc", "busybox"] {
+        require!(program::find(name));
+    }
+    let _limit = Watchdog::new("podman's storage options", Duration::from_secs(300));
+    let scratch = Scratch::new("storage");
+    let base = base(&scratch);
+    storage::options(scratch.path(), &base, &User::Root);
+}
+
+#[test]
+#[ignore = "heavy: needs podman, runc, uidmap and busybox-static (Debian packages)"]
+fn podman_gives_each_container_ids_of_its_own() {
+    require!(skip::privileged());
+    for name in ["podman", "runc", "busybox", "useradd"] {
+        require!(program::find(name));
+    }
+    let _limit = Watchdog::new("podman's ids", Duration::from_secs(300));
+    let scratch = Scratch::new("auto");
+    let base = base(&scratch);
+    // Its subordinate ids are what podman as root gives out.
+    let _owner = User::plain();
+    storage::automatic_ids(&scratch.dir("auto"), &base, &User::Root);
 }

@@ -168,6 +168,36 @@ pub(crate) fn all(engine: &Engine, base: &Path, mapped: &[&str]) -> Vec<(String,
     step("page pulled", run_served());
     engine.podman(&["rm", "-f", "-t", "0"], &["server"]);
 
+    // A port of the host that leads into a container's own network.
+    if has_tunnels() {
+        let port = free_port();
+        let publish = format!("--publish=127.0.0.1:{port}:80");
+        engine.podman(
+            &[
+                "run",
+                "-d",
+                "--name",
+                "port",
+                "--network",
+                "slirp4netns",
+                &publish,
+            ],
+            &[
+                &format!("{place}:served"),
+                "httpd",
+                "-f",
+                "-p",
+                "80",
+                "-h",
+                "/data/html",
+            ],
+        );
+        step("page by a mapped port", get(port, "/"));
+        engine.podman(&["rm", "-f", "-t", "0"], &["port"]);
+    } else {
+        eprintln!("SKIPPED: mapped ports: neither slirp4netns nor /dev/net/tun");
+    }
+
     // In and out as archives.
     for format in ["docker-archive", "oci-archive"] {
         let archive = home(format);
@@ -333,6 +363,11 @@ pub(crate) fn all(engine: &Engine, base: &Path, mapped: &[&str]) -> Vec<(String,
     step("pruned", engine.podman(&["images", "-q"], &[]));
     drop(registry);
     said
+}
+
+/// What a network of the container's own needs.
+fn has_tunnels() -> bool {
+    program::find("slirp4netns").is_ok() && Path::new("/dev/net/tun").exists()
 }
 
 /// What the commands need beside podman.

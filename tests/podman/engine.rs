@@ -14,7 +14,8 @@ use nix::unistd::Pid;
 use crate::common::{connection, program};
 
 const LIMIT: Duration = Duration::from_secs(60);
-const NAME: &str = "acetate-test";
+/// The plain user of these tests.
+pub(crate) const NAME: &str = "acetate-test";
 
 /// Who runs it.
 pub(crate) enum User {
@@ -79,6 +80,8 @@ pub(crate) struct Engine<'a> {
     home: PathBuf,
     user: &'a User,
     mount_program: Option<String>,
+    storage_options: Vec<String>,
+    storage_conf: Option<PathBuf>,
 }
 
 impl Engine<'_> {
@@ -104,7 +107,19 @@ impl Engine<'_> {
             home: home.to_owned(),
             user,
             mount_program,
+            storage_options: Vec::new(),
+            storage_conf: None,
         }
+    }
+
+    /// Options of the storage driver, from now on.
+    pub(crate) fn storage_options(&mut self, options: &[&str]) {
+        self.storage_options = options.iter().map(|option| (*option).to_owned()).collect();
+    }
+
+    /// A `storage.conf` for what no option says.
+    pub(crate) fn storage_conf(&mut self, path: &Path) {
+        self.storage_conf = Some(path.to_owned());
     }
 
     pub(crate) fn home(&self) -> &Path {
@@ -164,6 +179,12 @@ impl Engine<'_> {
         if let Some(program) = &self.mount_program {
             command.arg("--storage-opt");
             command.arg(format!("overlay.mount_program={program}"));
+        }
+        for option in &self.storage_options {
+            command.arg("--storage-opt").arg(option);
+        }
+        if let Some(path) = &self.storage_conf {
+            command.env("CONTAINERS_STORAGE_CONF", path);
         }
         command
     }
