@@ -51,6 +51,8 @@ pub(crate) enum Copy {
     Move,
     /// The data is to change.
     Data,
+    /// Likewise, and neither the place of the data below nor a map of its blocks can be recorded.
+    Whole,
     /// The data is about to be cut to nothing: none is copied.
     NoData,
 }
@@ -68,7 +70,7 @@ impl Copy {
                 _ if !state.metacopy => true,
                 Copy::Meta => true,
                 Copy::Move => is_absolute(state.redirect.as_deref()),
-                Copy::Data | Copy::NoData => false,
+                Copy::Data | Copy::Whole | Copy::NoData => false,
             }
     }
 }
@@ -150,13 +152,20 @@ impl Union {
         } else {
             let lower = lower
                 .ok_or_else(|| Error::Corrupt(format!("inode {} is in no layer", inode.ino)))?;
-            match self.copy_up_whole(upper, inode, &lower, (how, cause)) {
-                // The program's xattrs leave no room for ours.
-                Err(e) if how.is_meta() && inode.is_file() && is_no_room(e.errno()) => {
-                    self.copy_up_whole(upper, inode, &lower, (Copy::Data, cause))?
+            let mut copied = self.copy_up_whole(upper, inode, &lower, (how, cause));
+            // The program's xattrs leave no room for ours.
+            for how in [Copy::Data, Copy::Whole] {
+                match copied {
+                    Err(e) if inode.is_file() && is_no_room(e.errno()) => {
+                        copied = self.copy_up_whole(upper, inode, &lower, (how, cause));
+                    }
+                    other => {
+                        copied = other;
+                        break;
+                    }
                 }
-                other => other?,
             }
+            copied?
         };
         self.note_copy_up(inode, cause.reason, begin.elapsed());
         drop(_copying);
@@ -207,7 +216,9 @@ impl Union {
                 file.set_len(stat.size)?;
             } else if stat.size > 0 {
                 let source = self.open_data(inode)?;
-                partial = self.begin_partial(inode, &stat, &source, file)?;
+                if how != Copy::Whole {
+                    partial = self.begin_partial(inode, &stat, &source, file)?;
+                }
                 if partial.is_none() {
                     copied = copy_data(&source, file, stat.size, self.pace(&cause))?;
                 }
@@ -525,7 +536,7 @@ fn give_back(file: &File, size: u64) {
 }
 
 /// Whether an error may be for want of room for xattrs.
-fn is_no_room(errno: i32) -> bool {
+pub(crate) fn is_no_room(errno: i32) -> bool {
     matches!(errno, libc::ENOSPC | libc::E2BIG | libc::ERANGE)
 }
 

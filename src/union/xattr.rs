@@ -39,6 +39,7 @@ impl Union {
         let (layer, at) = self.top(&inode)?;
         let value = match inode.partial() {
             // Filling blocks takes a file's capabilities away for a moment.
+            Some(partial) if partial.is_own_xattr(&disk)? => None,
             Some(partial) => partial.beside_fill(|| layer.get_xattr(&at, &disk))?,
             None => layer.get_xattr(&at, &disk)?,
         };
@@ -50,7 +51,17 @@ impl Union {
         let (layer, at) = self.top(&inode)?;
         let namespace = self.namespace();
         let names = match inode.partial() {
-            Some(partial) => partial.beside_fill(|| layer.list_xattr(&at))?,
+            Some(partial) => {
+                let mut names = partial.beside_fill(|| layer.list_xattr(&at))?;
+                let mut own = Vec::new();
+                for name in &names {
+                    if partial.is_own_xattr(name)? {
+                        own.push(name.clone());
+                    }
+                }
+                names.retain(|name| !own.contains(name));
+                names
+            }
             None => layer.list_xattr(&at)?,
         };
         Ok(names
@@ -79,6 +90,7 @@ impl Union {
         let strip_sgid = name == acl::ACCESS && self.loses_sgid(caller, &upper.stat(&part.node)?);
         match inode.partial() {
             Some(partial) => {
+                partial.give_xattr_up(&disk)?;
                 partial.beside_fill(|| upper.set_xattr(&part.node, &disk, value, flags))?;
             }
             None => upper.set_xattr(&part.node, &disk, value, flags)?,
@@ -110,7 +122,11 @@ impl Union {
             return Err(Error::Errno(libc::EPERM));
         }
         let (layer, at) = self.top(&inode)?;
-        if layer.get_xattr(&at, &disk)?.is_none() {
+        let own = match inode.partial() {
+            Some(partial) => partial.is_own_xattr(&disk)?,
+            None => false,
+        };
+        if own || layer.get_xattr(&at, &disk)?.is_none() {
             // Removing an ACL that is not there is no error (posix_acl_xattr_set with no value).
             return if acl::is_acl(name) {
                 Ok(())

@@ -38,7 +38,7 @@ use super::{
 };
 
 pub use create::NewAttributes;
-pub use partial::{NOWHERE, ask_to_yield};
+pub use partial::{NOWHERE, ask_to_yield, partial_left};
 pub use stage::{Published, Staged};
 
 /// Which xattr namespace the overlay's private marks are written in.

@@ -1,13 +1,15 @@
 //! The marks of partially copied-up files, which no other reader may take for whole ones.
 //!
 //! Such a file is a metacopy whose redirect leads to a path that does not exist, so that the kernel refuses it, and
-//! our own mark says the rest. While there is any, `incompat/acetate-partial` in the scratch directory makes the
+//! our own mark says the rest. The same two marks stand in the other xattr namespace as far as the process may write it: a
+//! kernel's mount with `userxattr` reads none of the `trusted.` marks, one without it none of the `user.` ones. While there is any, `incompat/acetate-partial` in the scratch directory makes the
 //! kernel refuse the whole upper, as any entry there does.
 //!
 //! The orders in which a crash leaves nothing wrong, on filesystems that keep the order of metadata: the announcement
 //! first, then the marks, then the blocks, then the map that claims them. Back: the blocks are made durable, then the
 //! metacopy mark goes, with which the file is whole to any reader, then the other marks, and the announcement last.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,8 +20,9 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use super::open::{INCOMPAT, boot_id};
-use super::{Mark, Upper};
-use crate::layer::format::PartialRecord;
+use super::{Mark, Namespace, Upper};
+use crate::layer::format::{PartialRecord, mark_name};
+use crate::sys::xattr::{self, Target};
 
 /// Where the data of a partial file is said to lie: no layer can have the path, as names with this prefix are whiteouts.
 pub const NOWHERE: &str = "/.wh..wh.acetate-partial";
@@ -93,6 +96,11 @@ pub fn ask_to_yield(work: &Path) -> io::Result<bool> {
     }
 }
 
+/// Whether a workdir that nobody uses tells of partial files.
+pub fn partial_left(work: &Path) -> bool {
+    work.join("work").join(announced()).exists()
+}
+
 impl Upper {
     /// Whether the mount before left partial files: they count as one until [`Upper::withdraw_partial`] is called for them.
     pub fn partial_left(&self) -> bool {
@@ -157,11 +165,71 @@ impl Upper {
 
     /// Lets the data of a partial file lie nowhere for other readers.
     pub fn hide_partial(&self, file: &File) -> io::Result<()> {
-        self.set_mark_fd(file.as_fd(), &Mark::Redirect(Some(NOWHERE.into())))
+        self.set_mark_fd(file.as_fd(), &Mark::Redirect(Some(NOWHERE.into())))?;
+        self.shadow_partial(file);
+        Ok(())
     }
 
-    /// Takes the marks away, of which the first makes the file whole. Precondition: all blocks are here, and durable.
+    fn shadow_names(&self) -> [OsString; 2] {
+        let other = match self.options().namespace {
+            Namespace::Trusted => Namespace::User,
+            Namespace::User => Namespace::Trusted,
+        };
+        // The first is the one by whose value ours are known.
+        [Mark::Redirect(None), Mark::Metacopy(false)].map(|mark| mark_name(other, &mark))
+    }
+
+    /// Hides a partial file from who reads the marks of the other xattr namespace alone. Best effort: those marks may need a
+    /// privilege or room that is not there, and may be a program's own.
+    pub fn shadow_partial(&self, file: &File) {
+        let [redirect, metacopy] = self.shadow_names();
+        let target = Target::Fd(file.as_fd());
+        let set = xattr::set(target, &redirect, NOWHERE.as_bytes(), libc::XATTR_CREATE)
+            .and_then(|()| xattr::set(target, &metacopy, b"", libc::XATTR_CREATE));
+        if let Err(e) = set {
+            log::debug!("a partial file has no marks of the other xattr namespace: {e}");
+        }
+    }
+
+    /// Whether an xattr of a partial file is one of ours in the other namespace.
+    pub fn is_shadow(&self, file: &File, name: &OsStr) -> io::Result<bool> {
+        let names = self.shadow_names();
+        if !names.iter().any(|shadow| shadow == name) {
+            return Ok(false);
+        }
+        self.has_shadow(file)
+    }
+
+    fn has_shadow(&self, file: &File) -> io::Result<bool> {
+        let [redirect, _] = self.shadow_names();
+        match xattr::get(Target::Fd(file.as_fd()), &redirect) {
+            Ok(value) => Ok(value.is_some_and(|value| value == NOWHERE.as_bytes())),
+            // A namespace that the filesystem does not keep, or that is not for this process.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EPERM)) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Takes the marks in the other namespace away.
+    pub fn unshadow_partial(&self, file: &File) -> io::Result<()> {
+        if !self.has_shadow(file)? {
+            return Ok(());
+        }
+        let [redirect, metacopy] = self.shadow_names();
+        // The one by which they are known is the last.
+        for name in [metacopy, redirect] {
+            match xattr::remove(Target::Fd(file.as_fd()), &name) {
+                Err(e) if e.raw_os_error() == Some(libc::ENODATA) => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the marks away. Those of the other namespace go before the one that makes the file whole: nobody would look for
+    /// them afterwards. Precondition: all blocks are here, and durable.
     pub fn unmark_partial(&self, file: &File) -> io::Result<()> {
+        self.unshadow_partial(file)?;
         for mark in [
             Mark::Metacopy(false),
             Mark::Redirect(None),

@@ -7,6 +7,7 @@
 //! writes later: so a claim counts after a restart of the machine only where it says that the data is durable,
 //! which is written after the data was synced.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -159,6 +160,21 @@ impl Partial {
     pub(crate) fn beside_fill<T>(&self, change: impl FnOnce() -> T) -> T {
         let _state = self.state.read();
         change()
+    }
+
+    /// Whether an xattr, by its name on disk, is one of ours that programs are not to see, although such names are theirs.
+    pub(crate) fn is_own_xattr(&self, name: &OsStr) -> Result<bool> {
+        let _state = self.state.read();
+        Ok(self.upper.is_shadow(&self.file, name)?)
+    }
+
+    /// Makes way for a program that sets such an xattr itself.
+    pub(crate) fn give_xattr_up(&self, name: &OsStr) -> Result<()> {
+        let _state = self.state.write();
+        if self.upper.is_shadow(&self.file, name)? {
+            self.upper.unshadow_partial(&self.file)?;
+        }
+        Ok(())
     }
 
     pub(super) fn block(&self) -> u64 {

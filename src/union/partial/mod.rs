@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 pub(crate) use complete::{Completion, Pace};
 pub(crate) use file::Partial;
 
+use super::copy_up::is_no_room;
 use super::error::{Error, Result};
 use super::inode::{Inode, UpperPart};
 use super::report::{Completed, PartialWord};
@@ -172,7 +173,9 @@ impl Union {
         staged.set_mark(&Mark::Metacopy(true))?;
         staged.set_mark(&Mark::Redirect(Some(NOWHERE.into())))?;
         let record = begun.partial.record.encode();
-        Ok(staged.set_mark(&Mark::Partial(Some(record)))?)
+        staged.set_mark(&Mark::Partial(Some(record)))?;
+        begun.upper.shadow_partial(&begun.partial.file);
+        Ok(())
     }
 
     /// Makes a metacopy file of the upper a partial one. Precondition: the inode's copy-up lock is held.
@@ -199,6 +202,10 @@ impl Union {
             Ok(()) => Ok(Some(begun.keep())),
             Err(e) => {
                 upper.set_mark(&part.node, &Mark::Partial(None))?;
+                // The program's xattrs leave no room for ours.
+                if e.raw_os_error().is_some_and(is_no_room) {
+                    return Ok(None);
+                }
                 Err(e.into())
             }
         }
@@ -341,6 +348,21 @@ impl Union {
             partial.upper.withdraw_partial()?;
         }
         Ok(())
+    }
+
+    /// An inode lost a name: without the last the room is free once nobody has the file open any more.
+    pub(crate) fn forget_nameless(&self, inode: &Inode) {
+        let Some(partial) = inode.partial() else {
+            return;
+        };
+        let forgotten = match partial.file.metadata() {
+            Ok(meta) if meta.nlink() == 0 => self.forget_partial(&partial),
+            Ok(_) => Ok(()),
+            Err(e) => Err(e.into()),
+        };
+        if let Err(e) = forgotten {
+            log::warn!("the workdir still tells of a removed file: {e}");
+        }
     }
 
     /// See [`Union::complete`].
