@@ -15,5 +15,9 @@ mod interrupt;
 mod kernel;
 #[path = "partial/life.rs"]
 mod life;
+#[path = "partial/power.rs"]
+mod power;
+#[path = "partial/remount.rs"]
+mod remount;
 #[path = "partial/rig.rs"]
 mod rig;

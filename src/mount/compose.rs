@@ -82,6 +82,7 @@ pub(super) struct Mounted {
     /// Topmost first.
     pub(super) layers: Vec<PathBuf>,
     pub(super) upper: Option<PathBuf>,
+    pub(super) work: Option<PathBuf>,
     pub(super) private: Option<PrivateUpper>,
     /// Keeps the layers of an image from being removed.
     pub(super) guard: Option<LayerGuard>,
@@ -263,6 +264,7 @@ fn compose_within(
         source: sources.name,
         image: sources.image,
         layers: lowers.into_iter().map(|place| place.path).collect(),
+        work: uppers.get(1).map(|place| place.path.clone()),
         upper: uppers.into_iter().next().map(|place| place.path),
         private,
         guard: sources.guard,

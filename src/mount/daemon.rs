@@ -171,6 +171,7 @@ fn run(
         image,
         layers,
         upper,
+        work,
         private,
         guard,
     } = mounted;
@@ -181,6 +182,7 @@ fn run(
         image,
         layers: layers.iter().map(|l| l.display().to_string()).collect(),
         upper: upper.map(|upper| upper.display().to_string()),
+        work: work.map(|work| work.display().to_string()),
         private: private.is_some(),
         pid: std::process::id(),
         since: SystemTime::now()

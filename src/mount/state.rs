@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::error::MountError;
 use super::runtime;
 use crate::image::ImageOrigin;
+use crate::layer::upper::partial_left;
 use crate::sys::mount::{FS_TYPE, MountEntry, mount_table, mount_table_of, unmount as sys_unmount};
 
 /// How long a daemon may take to end after its mount is gone; discarding a large upper takes its time.
@@ -64,6 +65,9 @@ pub struct Record {
     pub layers: Vec<String>,
     /// Where changes go.
     pub upper: Option<String>,
+    /// The workdir beside it.
+    #[serde(default)]
+    pub work: Option<String>,
     /// The upper is thrown away at unmount.
     pub private: bool,
     /// The daemon.
@@ -359,9 +363,27 @@ pub fn unmount(dir: &Path, lazy: bool) -> Result<(), MountError> {
             sweep(&found);
         } else if !lazy {
             wait_for_end(&found)?;
+            warn_of_partial(&found.record);
         }
     }
     Ok(())
+}
+
+/// The mount is gone, which was asked for, but its upper is not yet what others can read.
+fn warn_of_partial(record: &Record) {
+    let left = |work: &String| partial_left(work.as_ref());
+    if record.private || !record.work.as_ref().is_some_and(left) {
+        return;
+    }
+    let upper = record.upper.as_deref().unwrap_or_default();
+    let why = match &record.log {
+        Some(log) => format!("; {log} tells why"),
+        None => String::new(),
+    };
+    log::warn!(
+        "not all of the files that were copied up by blocks are complete: nothing but acetate can read {upper}, and \
+         the next mount goes on with them{why}"
+    );
 }
 
 /// Waits for a daemon whose mount is gone.
@@ -410,6 +432,7 @@ mod tests {
             image: None,
             layers: vec!["/l".into()],
             upper: None,
+            work: None,
             private: false,
             pid: 1,
             since: 2,

@@ -503,7 +503,9 @@ impl Union {
         if let Some(listing) = dir.listing.lock().as_mut() {
             listing.remove(name, at.lower);
         }
-        self.unindex(upper, &inode)
+        self.unindex(upper, &inode)?;
+        self.forget_nameless(&inode);
+        Ok(())
     }
 
     /// A lower file with several names gets its index entry before one of them changes, so that the others stay right.

@@ -189,6 +189,7 @@ impl Union {
             } else {
                 target.state.write().remove_name(to.parent, to.name);
                 self.unindex(upper, target)?;
+                self.forget_nameless(target);
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! What the first write costs, and what completing costs the others.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -191,6 +191,57 @@ fn the_first_write_into_a_large_file_costs_a_few_blocks() {
     assert_eq!(block[..4096], [9; 4096]);
     assert_eq!(block[4096..], pattern(0, MIB)[12_288 + 4096..][..4096]);
     drop(file);
+    end(mount);
+}
+
+#[test]
+fn a_change_of_attributes_of_a_large_file_copies_none_of_it() {
+    require!(skip::privileged());
+    require!(skip::program("setfacl"));
+    let _limit = Watchdog::new("attributes", Duration::from_secs(60));
+    let stand = Stand::new("attributes");
+    let names = ["xattr", "acl", "link", "rename", "chown", "remove", "times"];
+    let size = 4_u64 << 30;
+    for name in names {
+        let file = File::create(stand.lower.join(name)).unwrap();
+        file.write_all_at(&pattern(1, 4 * MIB), size / 2).unwrap();
+        file.set_len(size).unwrap();
+    }
+    let none = rustix::fs::XattrFlags::empty();
+    rustix::fs::lsetxattr(stand.lower.join("remove"), "user.gone", b"x", none).unwrap();
+    let mount = stand.acetate("").mount();
+    let at = |name: &str| mount.join(name);
+    rustix::fs::lsetxattr(at("xattr"), "user.large", &[1; 1000], none).unwrap();
+    program::must(
+        Command::new("setfacl")
+            .args(["-m", "u:1234:rw"])
+            .arg(at("acl")),
+        Duration::from_secs(20),
+    );
+    fs::hard_link(at("link"), at("linked")).unwrap();
+    fs::rename(at("rename"), at("renamed")).unwrap();
+    std::os::unix::fs::chown(at("chown"), Some(5), Some(6)).unwrap();
+    rustix::fs::lremovexattr(at("remove"), "user.gone").unwrap();
+    let file = File::open(at("times")).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH)
+        .unwrap();
+    drop(file);
+    assert_eq!(stat(mount.path(), "copy_up_bytes"), 0);
+    assert_eq!(stat(mount.path(), "copy_up_data"), 0);
+    assert_eq!(stat(mount.path(), "copy_up_partial"), 0);
+    assert_eq!(stat(mount.path(), "copy_up_meta"), names.len() as u64);
+    for name in [
+        "xattr", "acl", "linked", "link", "renamed", "chown", "remove", "times",
+    ] {
+        let upper = fs::metadata(stand.upper.join(name)).unwrap();
+        assert!(upper.blocks() <= 16, "{name}: {} units", upper.blocks());
+        let mut data = vec![0; MIB];
+        File::open(at(name))
+            .unwrap()
+            .read_exact_at(&mut data, size / 2)
+            .unwrap();
+        assert!(data == pattern(1, MIB), "{name}");
+    }
     end(mount);
 }
 

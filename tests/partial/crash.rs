@@ -17,7 +17,7 @@ fn length(file: u64) -> usize {
 }
 
 #[derive(Clone, Debug)]
-enum Op {
+pub(crate) enum Op {
     Write(u64, Vec<u8>),
     Truncate(u64),
     Punch(u64, u64),
@@ -25,7 +25,7 @@ enum Op {
 }
 
 impl Op {
-    fn any(random: &mut Random) -> Op {
+    pub(crate) fn any(random: &mut Random) -> Op {
         let at = random.below(2 * MIB as u64);
         match random.below(20) {
             0 => Op::Truncate(2 * MIB as u64 - random.below(300_000)),
@@ -39,7 +39,7 @@ impl Op {
         }
     }
 
-    fn run(&self, file: &File) -> std::io::Result<()> {
+    pub(crate) fn run(&self, file: &File) -> std::io::Result<()> {
         match self {
             Op::Write(at, data) => file.write_all_at(data, *at),
             Op::Truncate(size) => file.set_len(*size),
@@ -52,7 +52,7 @@ impl Op {
         }
     }
 
-    fn apply(&self, model: &mut Vec<u8>) {
+    pub(crate) fn apply(&self, model: &mut Vec<u8>) {
         match self {
             Op::Write(at, data) => {
                 let at = *at as usize;

@@ -205,3 +205,140 @@ fn a_full_disk_leaves_a_partial_file_valid() {
     assert!(log.contains("stays partially copied up"), "{log}");
     image.unmount().unwrap();
 }
+
+#[test]
+fn an_upper_on_a_full_disk_is_mounted_again() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("full again", Duration::from_secs(120));
+    let mut stand = Stand::new("full-again");
+    let image = match LoopImage::new(&stand.scratch, "ext4", 32 << 20) {
+        Ok(image) => image,
+        Err(reason) => crate::skip!("{reason}"),
+    };
+    stand.upper = image.path().join("upper");
+    stand.work = image.path().join("work");
+    fs::create_dir(&stand.upper).unwrap();
+    fs::create_dir(&stand.work).unwrap();
+    let mut model = pattern(3, 48 * MIB);
+    fs::write(stand.lower.join("big"), &model).unwrap();
+    fs::write(stand.lower.join("other"), &model[..4 * MIB]).unwrap();
+    // In the background, as its warning would else be all that is said.
+    let mount = stand.acetate("complete=off").daemon().mount();
+    let big = mount.join("big");
+    let file = OpenOptions::new().write(true).open(&big).unwrap();
+    file.write_all_at(b"here", 9_000_000).unwrap();
+    model[9_000_000..9_000_004].copy_from_slice(b"here");
+    // What does not fit is not begun: others may need the room.
+    let free = || rustix::fs::statvfs(image.path()).unwrap().f_bfree;
+    let before = free();
+    let done = acetate(&["complete".as_ref(), big.as_os_str()]);
+    assert!(!done.success(), "{}", done.text);
+    assert!(
+        free() + 64 > before,
+        "{before} blocks before, {} after",
+        free()
+    );
+    // The program's own writes take the rest. What was taken is there, and what was refused is as it was.
+    let mut at = 0;
+    let error = loop {
+        match file.write_at(&[7; 65536], at) {
+            Ok(n) => {
+                model[at as usize..at as usize + n].fill(7);
+                at += n as u64;
+            }
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    drop(file);
+    assert!(fs::read(&big).unwrap() == model);
+    let fill = fs::File::create(image.path().join("fill")).unwrap();
+    let mut at = 0;
+    for size in [65536, 4096, 1024] {
+        while let Ok(n) = fill.write_at(&[1; 65536][..size], at) {
+            at += n as u64;
+        }
+    }
+    let told = acetate(&["umount".as_ref(), mount.path().as_os_str()]);
+    assert!(told.success(), "{}", told.text);
+    assert!(told.text.contains("not all of the files"), "{}", told.text);
+    drop(mount);
+
+    let mount = stand.acetate("complete=off").daemon().mount();
+    let big = mount.join("big");
+    assert!(fs::read(&big).unwrap() == model);
+    assert_eq!(fs::read(mount.join("other")).unwrap().len(), 4 * MIB);
+    // A removal gives the room, as soon as the kernel has let go of the file.
+    fs::remove_file(&big).unwrap();
+    let begin = std::time::Instant::now();
+    while free() < 16384 {
+        assert!(begin.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let other = OpenOptions::new()
+        .write(true)
+        .open(mount.join("other"))
+        .unwrap();
+    other.write_all_at(b"x", 1).unwrap();
+    complete(&mount.join("other"));
+    drop(other);
+    let told = acetate(&["umount".as_ref(), mount.path().as_os_str()]);
+    assert!(told.success() && told.text.is_empty(), "{}", told.text);
+    drop(mount);
+    drop(fill);
+    image.unmount().unwrap();
+}
+
+/// The program's own xattrs leave no room for a map, on ext4 with its one block for all.
+#[test]
+fn a_file_with_large_xattrs_is_copied_whole() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("xattr room", Duration::from_secs(60));
+    let mut stand = Stand::new("xattr-room");
+    let image =
+        match LoopImage::with_options(&stand.scratch, "ext4", 256 << 20, &["-b", "4096"], "loop") {
+            Ok(image) => image,
+            Err(reason) => crate::skip!("{reason}"),
+        };
+    for (name, dir) in [
+        ("lower", &mut stand.lower),
+        ("upper", &mut stand.upper),
+        ("work", &mut stand.work),
+    ] {
+        *dir = image.path().join(name);
+        fs::create_dir(&*dir).unwrap();
+    }
+    let none = rustix::fs::XattrFlags::empty();
+    let sizes = [3960, 3900, 3850, 3800, 3700, 3000];
+    for size in sizes {
+        let path = stand.lower.join(size.to_string());
+        fs::write(&path, pattern(size as u64, 2 * MIB)).unwrap();
+        rustix::fs::lsetxattr(&path, "user.large", &vec![5; size], none).unwrap();
+    }
+    let mount = stand.acetate("complete=off").mount();
+    for size in sizes {
+        // By a write, by a change of the mode and then a write, and by a rename.
+        let path = mount.join(size.to_string());
+        if size % 200 == 0 {
+            fs::rename(&path, mount.join("moved")).unwrap();
+            fs::rename(mount.join("moved"), &path).unwrap();
+        }
+        let mut model = pattern(size as u64, 2 * MIB);
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        for at in (0..2 * MIB).step_by(100_000) {
+            file.write_all_at(b"changed", at as u64).unwrap();
+            let end = (at + 7).min(model.len());
+            model[at..end].copy_from_slice(&b"changed"[..end - at]);
+        }
+        file.set_len(2 * MIB as u64 - 5).unwrap();
+        model.truncate(2 * MIB - 5);
+        drop(file);
+        assert!(fs::read(&path).unwrap() == model, "{size}");
+        let mut value = vec![0; 4096];
+        let length = rustix::fs::lgetxattr(&path, "user.large", &mut value[..]).unwrap();
+        assert_eq!(value[..length], vec![5; size]);
+    }
+    end(mount);
+    assert!(!stand.work.join("work/incompat").exists());
+    image.unmount().unwrap();
+}

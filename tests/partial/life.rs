@@ -258,3 +258,61 @@ fn opening_a_renamed_file_for_writing_changes_none_of_its_times() {
     drop(file);
     end(mount);
 }
+
+/// Where the holes of a file are.
+fn holes(path: &std::path::Path) -> Vec<(u64, u64)> {
+    use rustix::fs::SeekFrom;
+    let file = File::open(path).unwrap();
+    let size = file.metadata().unwrap().len();
+    let (mut found, mut at) = (Vec::new(), 0);
+    while at < size {
+        let hole = rustix::fs::seek(&file, SeekFrom::Hole(at)).unwrap();
+        if hole >= size {
+            break;
+        }
+        at = match rustix::fs::seek(&file, SeekFrom::Data(hole)) {
+            Ok(data) => data,
+            Err(rustix::io::Errno::NXIO) => size,
+            Err(e) => panic!("{e}"),
+        };
+        found.push((hole, at));
+    }
+    found
+}
+
+#[test]
+fn holes_of_the_lower_are_the_same_before_and_after_the_completion() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("holes", Duration::from_secs(60));
+    let stand = Stand::new("holes");
+    let lower = File::create(stand.lower.join("big")).unwrap();
+    lower.set_len(4 * MIB as u64).unwrap();
+    // Smaller than what is copied at once, and of all lengths.
+    let mut at = 8192;
+    for blocks in 1..40 {
+        lower
+            .write_all_at(&pattern(blocks, blocks as usize * 1024), at)
+            .unwrap();
+        at += (blocks * 1024).next_multiple_of(4096) + 4096 * (1 + blocks % 5);
+    }
+    drop(lower);
+    let mut model = fs::read(stand.lower.join("big")).unwrap();
+    let mount = stand.acetate("complete=off").mount();
+    let big = mount.join("big");
+    let mut expected = holes(&stand.lower.join("big"));
+    assert!(expected.len() > 30);
+    let file = OpenOptions::new().write(true).open(&big).unwrap();
+    // In the hole at the beginning.
+    file.write_all_at(b"x", 1).unwrap();
+    model[1] = b'x';
+    assert_eq!(expected[0].0, 0);
+    expected[0].0 = 4096;
+    assert_eq!(holes(&big), expected);
+    complete(&big);
+    assert_eq!(holes(&big), expected);
+    drop(file);
+    assert_eq!(holes(&big), expected);
+    assert!(fs::read(&big).unwrap() == model);
+    end(mount);
+    assert_whole(&stand.upper.join("big"), &stand.work, &model);
+}

@@ -12,13 +12,14 @@ use rustix::fs::{FallocateFlags, Timespec, Timestamps};
 use super::super::error::{Error, Result};
 use super::file::{Partial, State};
 use crate::layer::format::BlockMap;
+use crate::sys::writeback;
 use crate::sys::xattr::{self, Target};
 
 /// How much is copied while programs that write to the file wait.
 const STEP: u64 = 256 << 10;
 
-/// How much is copied at once where everybody waits anyway.
-const FILL: u64 = 1 << 20;
+/// How much is zeroed at once where no hole can be made.
+const ZEROES: u64 = 1 << 20;
 
 /// After so much the disk is asked to write, so that no large amount gathers that others then wait behind.
 const FLUSH: u64 = 8 << 20;
@@ -49,8 +50,11 @@ impl Partial {
     /// Copies the rest of the file from the lower; returns when it is whole and durable.
     pub(super) fn complete(&self, pace: &Pace<'_>) -> Result<Completion> {
         self.usable()?;
-        let mut since_flush = 0;
+        let mut flushed = 0;
         let mut at = 0;
+        if self.file.metadata()?.nlink() > 0 {
+            self.await_room(pace)?;
+        }
         loop {
             if (pace.stop)() {
                 return Ok(Completion::Stopped);
@@ -60,15 +64,15 @@ impl Partial {
             }
             let begin = Instant::now();
             match self.step(at)? {
-                Some(next) => {
-                    since_flush += next.saturating_sub(at).min(STEP);
-                    at = next;
-                }
+                Some(next) => at = next,
                 None => break,
             }
-            if since_flush >= if pace.gently { FLUSH } else { 8 * FLUSH } {
-                since_flush = 0;
-                self.flush()?;
+            if at.saturating_sub(flushed) >= FLUSH {
+                self.flush(flushed..at)?;
+                flushed = at;
+                if self.lacks_room(pace)? {
+                    return Err(Error::Errno(libc::ENOSPC));
+                }
             }
             if pace.gently {
                 std::thread::sleep(begin.elapsed().min(Duration::from_millis(200)));
@@ -88,12 +92,42 @@ impl Partial {
         Ok(Completion::Done)
     }
 
-    /// Keeps what is dirty in the page cache small.
-    fn flush(&self) -> io::Result<()> {
+    /// Keeps what is dirty in the page cache small. Without a commit of the journal, which would have programs wait that change
+    /// anything on that filesystem: what is copied becomes durable at the end.
+    fn flush(&self, range: Range<u64>) -> io::Result<()> {
         if self.no_sync {
             return Ok(());
         }
-        self.file.sync_data()
+        let (file, len) = (self.file.as_fd(), range.end - range.start);
+        writeback::begin(file, range.start, len)?;
+        writeback::finish(file, range.start, len)
+    }
+
+    /// Whether the rest does not fit on the disk, which is not filled in vain then. What the administrator alone may use is left
+    /// alone unless the completion was asked for.
+    fn lacks_room(&self, pace: &Pace<'_>) -> Result<bool> {
+        let (missing, _) = self.missing();
+        let below = match self.lower()?.as_file() {
+            Some(lower) => lower.metadata()?.blocks().saturating_mul(512),
+            None => missing,
+        };
+        let fs = rustix::fs::fstatvfs(&self.file).map_err(io::Error::from)?;
+        let free = if pace.gently { fs.f_bavail } else { fs.f_bfree };
+        Ok(missing.min(below) > free.saturating_mul(fs.f_frsize))
+    }
+
+    /// Fails where the rest does not fit. The kernel and the filesystem give back the room of a removed file a moment later.
+    fn await_room(&self, pace: &Pace<'_>) -> Result<()> {
+        for _ in 0..10 {
+            if !self.lacks_room(pace)? {
+                return Ok(());
+            }
+            if pace.gently || (pace.stop)() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Err(Error::Errno(libc::ENOSPC))
     }
 
     /// Copies the next absent blocks at or after `at`; returns where they ended, or `None` when there are none.
@@ -163,6 +197,13 @@ impl Partial {
             }
         }
         end = end.min(range.start + STEP);
+        if let Some(fd) = lower.as_fd()
+            && let Ok(hole) = rustix::fs::seek(fd, rustix::fs::SeekFrom::Hole(range.start))
+            && hole > range.start
+        {
+            // The next hole stays one.
+            end = end.min(hole.next_multiple_of(self.block()));
+        }
         let mut data = vec![0; (end - range.start) as usize];
         self.read_lower(&mut data, range.start)?;
         Ok((Some(data), end))
@@ -174,10 +215,10 @@ impl Partial {
         match rustix::fs::fallocate(&self.file, flags, part.start, part.end - part.start) {
             Ok(()) => Ok(()),
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
-                let zeroes = vec![0; FILL.min(part.end - part.start) as usize];
+                let zeroes = vec![0; ZEROES.min(part.end - part.start) as usize];
                 let mut at = part.start;
                 while at < part.end {
-                    let n = (part.end - at).min(FILL) as usize;
+                    let n = (part.end - at).min(ZEROES) as usize;
                     self.file.write_all_at(&zeroes[..n], at)?;
                     at += n as u64;
                 }
@@ -187,18 +228,19 @@ impl Partial {
         }
     }
 
-    /// Copies blocks that `map` lacks from the lower, holes as zeros. Precondition: `state` is held for writing.
+    /// Copies blocks that `map` lacks from the lower. Precondition: `state` is held for writing.
     pub(super) fn fill(&self, state: &State, map: &BlockMap, blocks: Range<u64>) -> Result<()> {
         let shift = self.record.block_shift;
         let mut at = blocks.start << shift;
         let end = (blocks.end << shift).min(state.limit);
         debug_assert!(map.next_absent(blocks.clone()) == Some(blocks));
-        let mut buf = vec![0; FILL.min(end.saturating_sub(at)) as usize];
         while at < end {
-            let n = FILL.min(end - at) as usize;
-            self.read_lower(&mut buf[..n], at)?;
-            self.file.write_all_at(&buf[..n], at)?;
-            at += n as u64;
+            let (data, next) = self.read_next(&(at..end))?;
+            match data {
+                Some(data) => self.file.write_all_at(&data, at)?,
+                None => self.make_hole(at..next)?,
+            }
+            at = next;
         }
         Ok(())
     }
