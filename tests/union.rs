@@ -167,15 +167,13 @@ impl Rig {
         } else {
             self.node(path)
         };
-        let handle = self.u().opendir(node).unwrap();
         let mut names = Vec::new();
         self.u()
-            .readdir(handle, 0, &mut |entry| {
+            .readdir(node, 0, &mut |entry| {
                 names.push(entry.name.to_str().unwrap().to_owned());
                 false
             })
             .unwrap();
-        self.u().releasedir(handle);
         names.retain(|n| n != "." && n != "..");
         names.sort();
         names

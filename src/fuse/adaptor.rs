@@ -17,7 +17,7 @@ use fuser::{
 
 use super::convert::{check_name, errno, file_type, name_list, no_entry, plus_attr, set_time};
 use super::counters::{Counters, Op};
-use super::init::{Settings, negotiate};
+use super::init::{Agreed, Settings, negotiate};
 use super::passthrough::Opener;
 use super::reply::{
     caller, rename_mode, reply_attr, reply_create, reply_empty, reply_entry, reply_open,
@@ -44,14 +44,14 @@ pub(super) struct Adaptor {
     /// Shared with the threads that long operations are handed to.
     shared: Arc<Shared>,
     /// Set by `init`, before the first request.
-    passthrough: bool,
+    agreed: Agreed,
 }
 
 impl Adaptor {
     pub(super) fn new(union: Arc<Union>, counters: Arc<Counters>, settings: Settings) -> Adaptor {
         Adaptor {
             shared: Arc::new(Shared::new(union, counters, settings)),
-            passthrough: false,
+            agreed: Agreed::default(),
         }
     }
 
@@ -80,7 +80,7 @@ impl Adaptor {
 
 impl Filesystem for Adaptor {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.passthrough = negotiate(config, &self.shared.settings);
+        self.agreed = negotiate(config, &self.shared.settings);
         Ok(())
     }
 
@@ -252,7 +252,7 @@ impl Filesystem for Adaptor {
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (caller, passthrough) = (caller(request), self.passthrough);
+        let (caller, passthrough) = (caller(request), self.agreed.passthrough);
         let changes = flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & libc::O_TRUNC != 0;
         let long = changes && self.may_copy(node);
         self.serve_long(Op::Open, long, move |union| {
@@ -273,7 +273,7 @@ impl Filesystem for Adaptor {
         reply: ReplyCreate,
     ) {
         self.serve(Op::Create, |union| {
-            let opener = Opener::for_create(&reply, self.passthrough);
+            let opener = Opener::for_create(&reply, self.agreed.passthrough);
             let created = check_name(name).and_then(|name| {
                 let caller = caller(request);
                 union.create(&caller, parent.0, name, mode, umask, flags, &opener)
@@ -375,23 +375,27 @@ impl Filesystem for Adaptor {
         });
     }
 
-    fn opendir(&self, _: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.serve(Op::Opendir, |union| match union.opendir(node.0) {
-            Ok(handle) => reply.opened(FileHandle(handle), DIR_FLAGS),
-            Err(e) => reply.error(errno(&e)),
+    /// Directories are read by node: a kernel that can do without opening them asks once, and caches them as `DIR_FLAGS` say.
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.serve(Op::Opendir, |_| {
+            if self.agreed.no_opendir {
+                reply.error(Errno::ENOSYS);
+            } else {
+                reply.opened(FileHandle(0), DIR_FLAGS);
+            }
         });
     }
 
     fn readdir(
         &self,
         _: &Request,
-        _node: INodeNo,
-        handle: FileHandle,
+        node: INodeNo,
+        _handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
         self.serve(Op::Readdir, |union| {
-            let read = union.readdir(handle.0, offset, &mut |entry| {
+            let read = union.readdir(node.0, offset, &mut |entry| {
                 let kind = file_type(entry.file_type);
                 reply.add(INodeNo(entry.ino), entry.cookie, kind, entry.name)
             });
@@ -405,13 +409,13 @@ impl Filesystem for Adaptor {
     fn readdirplus(
         &self,
         _: &Request,
-        _node: INodeNo,
-        handle: FileHandle,
+        node: INodeNo,
+        _handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
         self.serve(Op::Readdirplus, |union| {
-            let read = union.readdirplus(handle.0, offset, &mut |entry, found| {
+            let read = union.readdirplus(node.0, offset, &mut |entry, found| {
                 let (attr, ttl, generation) = plus_attr(&entry, found);
                 reply.add(attr.ino, entry.cookie, entry.name, &ttl, &attr, generation)
             });
@@ -426,26 +430,23 @@ impl Filesystem for Adaptor {
         &self,
         _: &Request,
         _node: INodeNo,
-        handle: FileHandle,
+        _handle: FileHandle,
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.serve(Op::Releasedir, |union| {
-            union.releasedir(handle.0);
-            reply.ok();
-        });
+        self.serve(Op::Releasedir, |_| reply.ok());
     }
 
     fn fsyncdir(
         &self,
         _: &Request,
-        _node: INodeNo,
-        handle: FileHandle,
+        node: INodeNo,
+        _handle: FileHandle,
         datasync: bool,
         reply: ReplyEmpty,
     ) {
         self.serve_long(Op::Fsyncdir, true, move |union| {
-            reply_empty(reply, union.fsyncdir(handle.0, datasync));
+            reply_empty(reply, union.fsyncdir(node.0, datasync));
         });
     }
 

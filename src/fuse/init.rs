@@ -25,8 +25,17 @@ pub struct Settings {
     pub threads: usize,
 }
 
-/// Asks for all that the kernel offers of what is wanted. Returns whether passthrough was agreed on.
-pub(super) fn negotiate(config: &mut KernelConfig, settings: &Settings) -> bool {
+/// What was agreed on with the kernel, as far as requests are answered by it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Agreed {
+    /// Backing files can be registered.
+    pub(super) passthrough: bool,
+    /// The kernel can do without opening directories (Linux 5.1).
+    pub(super) no_opendir: bool,
+}
+
+/// Asks for all that the kernel offers of what is wanted.
+pub(super) fn negotiate(config: &mut KernelConfig, settings: &Settings) -> Agreed {
     let mut wanted = InitFlags::FUSE_PARALLEL_DIROPS
         | InitFlags::FUSE_ATOMIC_O_TRUNC
         | InitFlags::FUSE_CACHE_SYMLINKS
@@ -69,5 +78,8 @@ pub(super) fn negotiate(config: &mut KernelConfig, settings: &Settings) -> bool 
     if let Err(nearest) = config.set_max_background(MAX_BACKGROUND) {
         log::warn!("{MAX_BACKGROUND} requests in the background are refused: at most {nearest}");
     }
-    passthrough
+    Agreed {
+        passthrough,
+        no_opendir: offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
+    }
 }

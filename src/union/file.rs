@@ -16,15 +16,15 @@ use super::open::NodeOpen;
 use super::types::{HandleId, WriteFlags};
 use crate::layer::{Access, RealFile};
 
-/// An open file or directory.
+/// An open file.
 #[derive(Debug)]
 pub(crate) struct Handle {
     /// Immutable.
     pub inode: Arc<Inode>,
-    /// The node it was opened on, with its counts; `None` for a directory. Immutable.
-    open: Option<Arc<NodeOpen>>,
-    /// The real file, replaced when the inode is copied up; a leaf lock. `None` for a directory.
-    file: RwLock<Option<HandleFile>>,
+    /// The node it was opened on, with its counts. Immutable.
+    open: Arc<NodeOpen>,
+    /// The real file, replaced when the inode is copied up; a leaf lock.
+    file: RwLock<HandleFile>,
     /// As of `open(2)`. Immutable.
     flags: i32,
     /// Immutable.
@@ -51,22 +51,11 @@ impl Handle {
     ) -> Handle {
         Handle {
             inode,
-            open: Some(open),
-            file: RwLock::new(Some(HandleFile { real, upper })),
+            open,
+            file: RwLock::new(HandleFile { real, upper }),
             flags,
             passthrough,
             mapper,
-        }
-    }
-
-    pub(crate) fn directory(inode: Arc<Inode>) -> Handle {
-        Handle {
-            inode,
-            open: None,
-            file: RwLock::new(None),
-            flags: libc::O_RDONLY,
-            passthrough: false,
-            mapper: false,
         }
     }
 }
@@ -133,9 +122,6 @@ impl Union {
     /// new data afterwards.
     fn real(&self, handle: &Handle) -> Result<HandleFile> {
         let current = handle.file.read().clone();
-        let Some(current) = current else {
-            return Err(Error::Errno(libc::EBADF));
-        };
         if current.upper || !handle.inode.data_in_upper() {
             return Ok(current);
         }
@@ -146,7 +132,7 @@ impl Union {
             upper: true,
         };
         let mut file = handle.file.write();
-        let old = file.replace(fresh.clone());
+        let old = std::mem::replace(&mut *file, fresh.clone());
         drop(file);
         drop(old);
         Ok(fresh)
@@ -205,7 +191,7 @@ impl Union {
         let Some(handle) = self.handles.remove(id) else {
             return;
         };
-        let Some(open) = &handle.open else { return };
+        let open = &handle.open;
         if open.release(handle.passthrough, handle.mapper)
             && let Some(notify) = self.notify.get()
         {

@@ -342,39 +342,29 @@ impl Union {
         self.do_copy_file_range(from, from_offset, to, to_offset, len)
     }
 
-    /// Opens a directory.
-    pub fn opendir(&self, node: NodeId) -> Result<HandleId> {
-        self.do_opendir(node)
-    }
-
     /// Entries after cookie `offset` until `sink` returns true (full). `.` and `..` included.
     pub fn readdir(
         &self,
-        handle: HandleId,
+        node: NodeId,
         offset: u64,
         sink: &mut dyn FnMut(DirEntry<'_>) -> bool,
     ) -> Result<()> {
-        self.do_readdir(handle, offset, sink)
+        self.do_readdir(node, offset, sink)
     }
 
     /// As `readdir`, with each entry looked up; `None` for `.` and `..`. An entry that `sink` refuses by true is not counted as looked up.
     pub fn readdirplus(
         &self,
-        handle: HandleId,
+        node: NodeId,
         offset: u64,
         sink: &mut dyn FnMut(DirEntry<'_>, Option<&Entry>) -> bool,
     ) -> Result<()> {
-        self.do_readdirplus(handle, offset, sink)
+        self.do_readdirplus(node, offset, sink)
     }
 
-    /// An open directory is closed.
-    pub fn releasedir(&self, handle: HandleId) {
-        self.do_releasedir(handle)
-    }
-
-    /// Makes the entries of an open directory durable.
-    pub fn fsyncdir(&self, handle: HandleId, _datasync: bool) -> Result<()> {
-        self.do_fsyncdir(handle)
+    /// Makes the entries of a directory durable.
+    pub fn fsyncdir(&self, node: NodeId, _datasync: bool) -> Result<()> {
+        self.do_fsyncdir(node)
     }
 
     /// Statistics of the upper filesystem, or the topmost lower.

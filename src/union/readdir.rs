@@ -1,33 +1,27 @@
-//! Reading directories.
+//! Reading directories. They are not opened: a node's listing, and the cookies in it, live as long as the kernel knows the
+//! node, which it does while a program holds it open.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
 
 use super::Union;
 use super::error::{Error, Result};
-use super::file::Handle;
 use super::inode::Inode;
 use super::listing::{COOKIE_DOT, COOKIE_DOTDOT, Item};
-use super::types::{DirEntry, Entry, HandleId, NodeId};
+use super::types::{DirEntry, Entry, NodeId};
 use crate::layer::Layer;
 
 /// Entries taken out of the listing under its lock at a time.
 const BATCH: usize = 256;
 
 impl Union {
-    pub(crate) fn do_opendir(&self, node: NodeId) -> Result<HandleId> {
-        let inode = self.table.get(node)?;
-        Self::dir_part(&inode)?;
-        Ok(self.handles.insert(Handle::directory(inode)))
-    }
-
     pub(crate) fn do_readdir(
         &self,
-        id: HandleId,
+        node: NodeId,
         offset: u64,
         sink: &mut dyn FnMut(DirEntry<'_>) -> bool,
     ) -> Result<()> {
-        let inode = self.handles.get(id)?.inode.clone();
+        let inode = self.table.get(node)?;
         self.each_entry(&inode, offset, &mut |item, cookie| {
             let Some(item) = item else {
                 return Ok(sink(self.dot(&inode, cookie)));
@@ -46,11 +40,11 @@ impl Union {
 
     pub(crate) fn do_readdirplus(
         &self,
-        id: HandleId,
+        node: NodeId,
         offset: u64,
         sink: &mut dyn FnMut(DirEntry<'_>, Option<&Entry>) -> bool,
     ) -> Result<()> {
-        let inode = self.handles.get(id)?.inode.clone();
+        let inode = self.table.get(node)?;
         self.each_entry(&inode, offset, &mut |item, cookie| {
             let Some(item) = item else {
                 return Ok(sink(self.dot(&inode, cookie), None));
@@ -151,19 +145,15 @@ impl Union {
         Ok(self.find(inode, &item.name)?.map(|found| found.inode.ino))
     }
 
-    pub(crate) fn do_fsyncdir(&self, id: HandleId) -> Result<()> {
+    pub(crate) fn do_fsyncdir(&self, node: NodeId) -> Result<()> {
         if self.params.no_sync {
             return Ok(());
         }
-        let inode = self.handles.get(id)?.inode.clone();
+        let inode = self.table.get(node)?;
         if let (Some(part), Some(upper)) = (inode.upper(), &self.stack.upper) {
             upper.fsync(&part.node)?;
         }
         Ok(())
-    }
-
-    pub(crate) fn do_releasedir(&self, id: HandleId) {
-        drop(self.handles.remove(id));
     }
 
     pub(crate) fn do_forget(&self, node: NodeId, count: u64) {
