@@ -28,7 +28,7 @@ const FILES: usize = 1000;
 struct NoBacking;
 
 impl BackingOpener for NoBacking {
-    fn open_backing(&self, _: BorrowedFd<'_>) -> io::Result<Backing> {
+    fn open_backing(&self, _: BorrowedFd<'_>, _: bool) -> io::Result<Backing> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }

@@ -25,6 +25,8 @@ mod names;
 mod passthrough;
 #[path = "traps/privileges.rs"]
 mod privileges;
+#[path = "traps/requests.rs"]
+mod requests;
 #[path = "traps/rig.rs"]
 mod rig;
 #[path = "traps/unlinked.rs"]

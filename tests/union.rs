@@ -22,6 +22,9 @@ use acetate::union::{
     ROOT, RenameMode, SetAttr, Union, WriteFlags,
 };
 
+#[path = "union/opens.rs"]
+mod opens;
+
 const ME: Caller = Caller {
     uid: 0,
     gid: 0,
@@ -42,7 +45,7 @@ struct Kernel {
 }
 
 impl BackingOpener for Kernel {
-    fn open_backing(&self, _: BorrowedFd<'_>) -> io::Result<Backing> {
+    fn open_backing(&self, _: BorrowedFd<'_>, _: bool) -> io::Result<Backing> {
         self.opened.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::new(()))
     }

@@ -16,8 +16,8 @@ use fuser::{
 };
 
 use super::convert::{check_name, errno, file_type, name_list, no_entry, plus_attr, set_time};
-use super::counters::{Counters, Op};
-use super::init::{Agreed, Settings, negotiate};
+use super::counters::Op;
+use super::init::negotiate;
 use super::passthrough::Opener;
 use super::reply::{
     caller, rename_mode, reply_attr, reply_create, reply_empty, reply_entry, reply_open,
@@ -43,16 +43,11 @@ thread_local! {
 pub(super) struct Adaptor {
     /// Shared with the threads that long operations are handed to.
     shared: Arc<Shared>,
-    /// Set by `init`, before the first request.
-    agreed: Agreed,
 }
 
 impl Adaptor {
-    pub(super) fn new(union: Arc<Union>, counters: Arc<Counters>, settings: Settings) -> Adaptor {
-        Adaptor {
-            shared: Arc::new(Shared::new(union, counters, settings)),
-            agreed: Agreed::default(),
-        }
+    pub(super) fn new(shared: Arc<Shared>) -> Adaptor {
+        Adaptor { shared }
     }
 
     /// Does the work of one request on this thread.
@@ -80,7 +75,7 @@ impl Adaptor {
 
 impl Filesystem for Adaptor {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.agreed = negotiate(config, &self.shared.settings);
+        self.shared.agree(negotiate(config, &self.shared.settings));
         Ok(())
     }
 
@@ -252,7 +247,7 @@ impl Filesystem for Adaptor {
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (caller, passthrough) = (caller(request), self.agreed.passthrough);
+        let (caller, passthrough) = (caller(request), self.shared.agreed().passthrough);
         let changes = flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & libc::O_TRUNC != 0;
         let long = changes && self.may_copy(node);
         self.serve_long(Op::Open, long, move |union| {
@@ -273,7 +268,7 @@ impl Filesystem for Adaptor {
         reply: ReplyCreate,
     ) {
         self.serve(Op::Create, |union| {
-            let opener = Opener::for_create(&reply, self.agreed.passthrough);
+            let opener = Opener::for_create(&reply, self.shared.agreed().passthrough);
             let created = check_name(name).and_then(|name| {
                 let caller = caller(request);
                 union.create(&caller, parent.0, name, mode, umask, flags, &opener)
@@ -378,7 +373,7 @@ impl Filesystem for Adaptor {
     /// Directories are read by node: a kernel that can do without opening them asks once, and caches them as `DIR_FLAGS` say.
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.serve(Op::Opendir, |_| {
-            if self.agreed.no_opendir {
+            if self.shared.agreed().no_opendir {
                 reply.error(Errno::ENOSYS);
             } else {
                 reply.opened(FileHandle(0), DIR_FLAGS);

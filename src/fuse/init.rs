@@ -1,12 +1,15 @@
 //! What is agreed on with the kernel when the mount is made.
 
-use fuser::{InitFlags, KernelConfig};
+use fuser::{InitFlags, KernelConfig, Version};
 
 /// The largest write or read request; the kernel's own limit is 256 pages unless an administrator raised it.
 const MAX_WRITE: u32 = 1 << 20;
 
 /// Requests that the kernel may have under way by itself (readahead, writeback).
 const MAX_BACKGROUND: u16 = 64;
+
+/// The first protocol of which a kernel may be given data to cache (see [`Agreed::store`]).
+const STORE_ABI: Version = Version(7, 41);
 
 /// How a mount is to be served.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +35,9 @@ pub(super) struct Agreed {
     pub(super) passthrough: bool,
     /// The kernel can do without opening directories (Linux 5.1).
     pub(super) no_opendir: bool,
+    /// Data can be put into the page cache. Before Linux 6.11 the rest of the last page then shows, to who maps the file,
+    /// what the kernel had in that memory; protocol 7.41 came with 6.12.
+    pub(super) store: bool,
 }
 
 /// Asks for all that the kernel offers of what is wanted.
@@ -81,5 +87,6 @@ pub(super) fn negotiate(config: &mut KernelConfig, settings: &Settings) -> Agree
     Agreed {
         passthrough,
         no_opendir: offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
+        store: config.kernel_abi() >= STORE_ABI,
     }
 }

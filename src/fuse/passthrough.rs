@@ -43,13 +43,13 @@ impl<'a> Opener<'a> {
 }
 
 impl BackingOpener for Opener<'_> {
-    fn open_backing(&self, fd: BorrowedFd<'_>) -> io::Result<Backing> {
+    fn open_backing(&self, fd: BorrowedFd<'_>, writable: bool) -> io::Result<Backing> {
         if !self.enabled {
             return Err(io::ErrorKind::Unsupported.into());
         }
         // The kernel writes to a backing file with the credentials that registered it: with CAP_FSETID among them a
         // plain user's write would leave suid and sgid in place.
-        let _guard = WithoutFsetid::new()?;
+        let _guard = writable.then(WithoutFsetid::new).transpose()?;
         Ok(Arc::new(self.reply.register(fd)?))
     }
 }

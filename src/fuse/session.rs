@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use super::adaptor::Adaptor;
 use super::counters::Counters;
 use super::init::Settings;
+use super::shared::Shared;
 use crate::union::{NodeId, Notify, Union};
 
 /// Whose requests are served.
@@ -42,7 +43,8 @@ impl Session {
         settings: Settings,
     ) -> io::Result<Session> {
         let counters = Arc::new(Counters::new());
-        let adaptor = Adaptor::new(union.clone(), counters.clone(), settings);
+        let shared = Arc::new(Shared::new(union.clone(), counters.clone(), settings));
+        let adaptor = Adaptor::new(shared.clone());
         let mut config = Config::default();
         config.n_threads = Some(settings.threads.max(1));
         let acl = match access {
@@ -57,6 +59,7 @@ impl Session {
             .spawn(move || invalidate_data(&receiver, &notifier))?;
         union.set_notify(Arc::new(Invalidator {
             notifier: inner.notifier(),
+            may_store: shared.agreed().store,
             data: Mutex::new(sender),
         }));
         Ok(Session { inner, counters })
@@ -82,9 +85,11 @@ fn end_of_connection(served: io::Result<()>) -> io::Result<()> {
     })
 }
 
-/// Tells the kernel that what it caches is out of date.
+/// Tells the kernel what to cache, and what no more.
 struct Invalidator {
     notifier: Notifier,
+    /// See `Agreed::store`.
+    may_store: bool,
     /// Protects itself; held only to queue.
     data: Mutex<Sender<NodeId>>,
 }
@@ -101,6 +106,16 @@ impl Notify for Invalidator {
     fn inval_data(&self, node: NodeId) {
         if self.data.lock().send(node).is_err() {
             log::error!("data of node {node} was not invalidated: the thread for it has ended");
+        }
+    }
+
+    fn store(&self, node: NodeId, data: &[u8]) {
+        if !self.may_store {
+            return;
+        }
+        // Where it fails the kernel asks for the data as ever.
+        if let Err(e) = self.notifier.store(INodeNo(node), 0, data) {
+            log::debug!("data of node {node} was not stored: {e}");
         }
     }
 }

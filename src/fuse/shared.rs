@@ -2,15 +2,15 @@
 //! other waiting.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use super::counters::{Counters, Op};
-use super::init::Settings;
+use super::init::{Agreed, Settings};
 use crate::union::Union;
 
 /// Shared by all threads that serve a mount.
@@ -20,6 +20,8 @@ pub(super) struct Shared {
     pub(super) union: Arc<Union>,
     /// Immutable.
     pub(super) settings: Settings,
+    /// Set once, before the first request.
+    agreed: OnceLock<Agreed>,
     /// Atomics.
     counters: Arc<Counters>,
     /// How many of the session's threads are at work. Atomic.
@@ -31,9 +33,22 @@ impl Shared {
         Shared {
             union,
             settings,
+            agreed: OnceLock::new(),
             counters,
             busy: AtomicUsize::new(0),
         }
+    }
+
+    /// Keeps what was agreed on with the kernel.
+    pub(super) fn agree(&self, agreed: Agreed) {
+        if self.agreed.set(agreed).is_err() {
+            log::error!("the kernel made the mount twice");
+        }
+    }
+
+    /// What was agreed on with the kernel: nothing, before it has made the mount.
+    pub(super) fn agreed(&self) -> Agreed {
+        self.agreed.get().copied().unwrap_or_default()
     }
 
     /// Does the work of one request. A panic in it drops the reply, which then answers `EIO`, and the mount goes on.

@@ -355,6 +355,7 @@ impl Union {
         };
         let (found, file) = self.make(caller, parent, name, new)?;
         let node = found.inode.current_node();
+        let file = file.map(|file| (file, found.stat.mode));
         let opened = self.open_inode(&found.inode, node, flags, file, opener)?;
         Ok((self.entry(&found)?, opened))
     }

@@ -192,7 +192,10 @@ impl Union {
             return;
         };
         let open = &handle.open;
-        if open.release(handle.passthrough, handle.mapper)
+        // A lower file that is still what the node shows.
+        let is_lower = !handle.inode.data_in_upper() && handle.inode.current_node() == open.node;
+        let idle = is_lower.then_some(&self.idle);
+        if open.release(handle.passthrough, handle.mapper, idle)
             && let Some(notify) = self.notify.get()
         {
             // Writes through a mapping change size and times without the kernel's cache noticing.

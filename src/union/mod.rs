@@ -54,6 +54,7 @@ use crate::layer::{Layer, Opaque};
 use file::Handles;
 use inode::{Inode, State, UpperPart};
 use lock::{Rank, Ranked};
+use open::IdleFiles;
 use params::RedirectDir;
 use stack::Stack;
 use table::Table;
@@ -71,6 +72,8 @@ pub struct Union {
     table: Table,
     /// Its own leaf locks.
     handles: Handles,
+    /// Its own leaf lock.
+    idle: IdleFiles,
     /// Held by renames between directories.
     rename_lock: Ranked<()>,
     /// Set once.
@@ -135,6 +138,7 @@ impl Union {
             root,
             table,
             handles: Handles::new(),
+            idle: IdleFiles::for_this_process(),
             rename_lock: Ranked::new(Rank::Rename, ()),
             notify: OnceLock::new(),
             stats: stats::Counters::default(),
@@ -166,6 +170,7 @@ impl Union {
     /// Called once when the mount is gone: lets go of every inode and open file.
     pub fn shutdown(&self) {
         self.handles.clear();
+        self.idle.clear();
         self.table.clear();
     }
 

@@ -3,8 +3,10 @@
 //! The kernel demands that all opens of one node that exist at the same time are of one kind and, with passthrough,
 //! share one backing file. What it counts lasts until the last mapping is gone, which is when RELEASE comes.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -19,6 +21,15 @@ use super::params::PassthroughLower;
 use super::types::{Backing, BackingOpener, Caller, NodeId, OpenMode, Opened};
 use super::{Union, stats};
 use crate::layer::{Access, Layer, RealFile};
+
+/// Lower files of at most so many bytes are given to the kernel when they are opened. Copying so much takes about as long as
+/// the request to read it.
+const STORED_MAX: usize = 64 << 10;
+
+thread_local! {
+    /// Where data to be stored is read to: a new buffer for each would be zeroed each time.
+    static STORED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// How one node id is open.
 #[derive(Debug)]
@@ -45,6 +56,12 @@ pub(crate) struct OpenCounts {
     file: Option<SharedFile>,
     /// Pages cached before are out of date: writes went past them.
     past_cache: bool,
+    /// Whether the lower file is fit for passthrough, once that was found out.
+    lower_fit: Option<bool>,
+    /// The kernel was given the lower file's data.
+    stored: bool,
+    /// Among the [`IdleFiles`].
+    idle: bool,
 }
 
 impl std::fmt::Debug for OpenCounts {
@@ -54,6 +71,72 @@ impl std::fmt::Debug for OpenCounts {
             .field("passthrough", &self.passthrough)
             .field("mappers", &self.mappers)
             .finish_non_exhaustive()
+    }
+}
+
+impl OpenCounts {
+    fn is_unused(&self) -> bool {
+        self.passthrough == 0 && self.cached == 0
+    }
+
+    /// What no handle needs any more, to be dropped without the lock.
+    fn close(&mut self) -> (Option<Backing>, Option<SharedFile>) {
+        let backing = if self.passthrough == 0 {
+            self.backing.take()
+        } else {
+            None
+        };
+        let file = if self.is_unused() {
+            self.file.take()
+        } else {
+            None
+        };
+        (backing, file)
+    }
+}
+
+/// Lower files that were closed last. What is run once is run again: these need not be opened, looked at and registered anew.
+#[derive(Debug)]
+pub(crate) struct IdleFiles {
+    /// Immutable.
+    capacity: usize,
+    /// A leaf lock. The longest closed first; some may be in use again.
+    queue: Mutex<VecDeque<Arc<NodeOpen>>>,
+}
+
+impl IdleFiles {
+    /// Takes a fair part of the files that the process may have open.
+    pub(crate) fn for_this_process() -> IdleFiles {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+            .current
+            .unwrap_or(u64::MAX);
+        IdleFiles {
+            capacity: (limit / 16).clamp(4, 256) as usize,
+            queue: Mutex::default(),
+        }
+    }
+
+    fn push(&self, open: Arc<NodeOpen>) {
+        let oldest = {
+            let mut queue = self.queue.lock();
+            queue.push_back(open);
+            if queue.len() > self.capacity {
+                queue.pop_front()
+            } else {
+                None
+            }
+        };
+        if let Some(oldest) = oldest {
+            oldest.close_idle();
+        }
+    }
+
+    /// Closes all that are not in use.
+    pub(crate) fn clear(&self) {
+        let queue = std::mem::take(&mut *self.queue.lock());
+        for open in queue {
+            open.close_idle();
+        }
     }
 }
 
@@ -73,8 +156,13 @@ impl NodeOpen {
     }
 
     /// One handle less. True when attributes may have changed behind the kernel's back and nobody can change
-    /// them so any more.
-    pub(crate) fn release(&self, passthrough: bool, mapper: bool) -> bool {
+    /// them so any more. `idle`: where the file goes after the last handle, if it is to stay open for a while.
+    pub(crate) fn release(
+        self: &Arc<NodeOpen>,
+        passthrough: bool,
+        mapper: bool,
+        idle: Option<&IdleFiles>,
+    ) -> bool {
         let mut counts = self.counts.lock();
         if passthrough {
             counts.passthrough -= 1;
@@ -83,21 +171,31 @@ impl NodeOpen {
         }
         counts.mappers -= u32::from(mapper);
         counts.maybe_mapped |= mapper && passthrough;
-        let backing = if counts.passthrough == 0 {
-            counts.backing.take()
-        } else {
-            None
-        };
-        let file = if counts.passthrough == 0 && counts.cached == 0 {
-            counts.file.take()
-        } else {
-            None
-        };
         let settled = mapper && counts.mappers == 0;
+        let is_lower = counts.file.as_ref().is_some_and(|file| !file.upper);
+        let keep = idle.filter(|_| is_lower && counts.is_unused());
+        let closed = if keep.is_none() {
+            counts.close()
+        } else {
+            (None, None)
+        };
+        let keep = keep.filter(|_| !std::mem::replace(&mut counts.idle, true));
         drop(counts);
         // Closing is a system call: not under the leaf lock.
-        drop((backing, file));
+        drop(closed);
+        if let Some(idle) = keep {
+            idle.push(self.clone());
+        }
         settled
+    }
+
+    /// Closes the file if nobody has used it again.
+    fn close_idle(&self) {
+        let mut counts = self.counts.lock();
+        counts.idle = false;
+        let closed = counts.close();
+        drop(counts);
+        drop(closed);
     }
 }
 
@@ -159,13 +257,13 @@ impl Union {
         }
     }
 
-    /// Opens an inode that has what the flags need in the upper. `staged`: the real file, open already.
+    /// Opens an inode that has what the flags need in the upper. `staged`: the real file, open already, and its mode.
     pub(crate) fn open_inode(
         &self,
         inode: &Arc<Inode>,
         node: NodeId,
         flags: i32,
-        staged: Option<RealFile>,
+        staged: Option<(RealFile, u32)>,
         opener: &dyn BackingOpener,
     ) -> Result<Opened> {
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
@@ -203,8 +301,9 @@ impl Union {
         } else {
             Access::Read
         };
+        let made = staged.as_ref().map(|(_, mode)| *mode);
         let shared = match (staged, shared) {
-            (Some(real), _) => SharedFile {
+            (Some((real, _)), _) => SharedFile {
                 real: Arc::new(real),
                 upper: true,
                 access: Access::Write,
@@ -220,9 +319,10 @@ impl Union {
                 access,
             },
         };
-        let pass = may_pass && self.is_fit(inode, &shared)?;
+        let pass = may_pass && self.is_fit(inode, open, &shared, made)?;
+        let writable = shared.access == Access::Write;
         let backing = match (pass, shared.real.as_fd()) {
-            (true, Some(fd)) => match opener.open_backing(fd.as_fd()) {
+            (true, Some(fd)) => match opener.open_backing(fd.as_fd(), writable) {
                 Ok(backing) => Some(backing),
                 Err(e) => {
                     // Correct all the same, only slower; out of descriptors is the usual reason.
@@ -232,7 +332,36 @@ impl Union {
             },
             _ => None,
         };
+        if backing.is_none() && cached == 0 && !shared.upper {
+            self.store_data(open, &shared);
+        }
         Ok(self.opened(inode, open, flags, shared, backing, mapper))
+    }
+
+    /// Gives the kernel the data of a small lower file that is about to be read: that spares the request to read it, and the
+    /// one for the attributes by which the kernel would then learn the time of access. Precondition: the lock of the
+    /// inode's opens is held, and nobody has the node open. So the kernel waits for no page, and the data cannot be older
+    /// than what the file has by then: whatever changes it takes that lock first, in `switch_data`.
+    fn store_data(&self, open: &NodeOpen, shared: &SharedFile) {
+        let (Some(notify), Some(file)) = (self.notify.get(), shared.real.as_file()) else {
+            return;
+        };
+        {
+            let mut counts = open.counts.lock();
+            // What is cached from before is about to be dropped, and this with it.
+            if counts.past_cache || std::mem::replace(&mut counts.stored, true) {
+                return;
+            }
+        }
+        STORED.with_borrow_mut(|buffer| {
+            buffer.resize(STORED_MAX + 1, 0);
+            match file.read_at(buffer, 0) {
+                Ok(length @ 1..=STORED_MAX) => notify.store(open.node, &buffer[..length]),
+                Ok(_) => {}
+                // The read that follows tells it to the program.
+                Err(e) => log::debug!("data of node {} is not read ahead: {e}", open.node),
+            }
+        });
     }
 
     fn opened(
@@ -277,20 +406,45 @@ impl Union {
         Opened { handle, mode }
     }
 
-    /// Whether a file is to be served by passthrough, by what it is.
-    fn is_fit(&self, inode: &Inode, shared: &SharedFile) -> Result<bool> {
-        let Some(file) = shared.real.as_file() else {
-            return Ok(false);
-        };
-        if shared.upper && inode.partial().is_some() {
+    /// Whether a file is to be served by passthrough, by what it is. `made`: the permission bits of one that was made right now.
+    fn is_fit(
+        &self,
+        inode: &Inode,
+        open: &NodeOpen,
+        shared: &SharedFile,
+        made: Option<u32>,
+    ) -> Result<bool> {
+        if shared.upper {
+            return self.is_upper_fit(inode, shared, made);
+        }
+        let known = open.counts.lock().lower_fit;
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let fit = self.is_lower_fit(inode, shared)?;
+        open.counts.lock().lower_fit = Some(fit);
+        Ok(fit)
+    }
+
+    fn is_upper_fit(&self, inode: &Inode, shared: &SharedFile, made: Option<u32>) -> Result<bool> {
+        if inode.partial().is_some() {
             // What the kernel would read by itself lacks blocks.
             return Ok(false);
         }
-        if shared.upper {
-            // The kernel writes to the backing file as a process without CAP_FSETID, which would take suid and sgid
-            // away from root's writes too; through the cache it says whose write it is.
-            return Ok(file.metadata()?.mode() & (libc::S_ISUID | libc::S_ISGID) == 0);
-        }
+        let mode = match (made, shared.real.as_file()) {
+            (Some(mode), _) => mode,
+            (None, Some(file)) => file.metadata()?.mode(),
+            (None, None) => return Ok(false),
+        };
+        // The kernel writes to the backing file as a process without CAP_FSETID, which would take suid and sgid
+        // away from root's writes too; through the cache it says whose write it is.
+        Ok(mode & (libc::S_ISUID | libc::S_ISGID) == 0)
+    }
+
+    fn is_lower_fit(&self, inode: &Inode, shared: &SharedFile) -> Result<bool> {
+        let Some(file) = shared.real.as_file() else {
+            return Ok(false);
+        };
         let layer = {
             let state = inode.state.read();
             let Some(lower) = state.lowers.last() else {
@@ -350,10 +504,10 @@ impl Union {
         let lower_passthrough = {
             let mut counts = open.counts.lock();
             let pass = counts.passthrough > 0;
-            if !pass {
-                // Later opens take the upper's file; handles switch when they are used next.
-                counts.file = None;
-            }
+            // Later opens take the upper's file; handles switch when they are used next.
+            let closed = (!pass).then(|| (counts.backing.take(), counts.file.take()));
+            drop(counts);
+            drop(closed);
             pass
         };
         if !lower_passthrough {

@@ -115,16 +115,19 @@ pub type Backing = Arc<dyn Any + Send + Sync>;
 
 /// Registers backing files with the kernel. The transport implements it for the request at hand.
 pub trait BackingOpener {
-    /// Registers an open file for passthrough.
-    fn open_backing(&self, fd: BorrowedFd<'_>) -> io::Result<Backing>;
+    /// Registers an open file for passthrough; `writable`: programs may write to it.
+    fn open_backing(&self, fd: BorrowedFd<'_>, writable: bool) -> io::Result<Backing>;
 }
 
-/// Tells the kernel that what it caches is out of date. Called without any lock held.
+/// Tells the kernel what to cache, and what no more. Called without any lock held where nothing else is said.
 pub trait Notify: Send + Sync {
     /// The attributes of a node are to be asked for again.
     fn inval_attr(&self, node: NodeId);
     /// The attributes and cached data of a node are out of date.
     fn inval_data(&self, node: NodeId);
+    /// These are the data of a node from its beginning, to be cached. The kernel waits for pages of the node that it is
+    /// reading or writing at the moment: nobody else may have it open. Called with the lock of the node's opens held.
+    fn store(&self, node: NodeId, data: &[u8]);
 }
 
 /// How an opened file is to be served.

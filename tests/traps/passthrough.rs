@@ -22,29 +22,19 @@ fn passthrough_really_is_on_for_root() {
         rig.counter("passthrough_opens") >= 2,
         "files of the upper are not passed through"
     );
-    let before = operation(&rig, "write") + operation(&rig, "read");
+    let before = rig.operation("write") + rig.operation("read");
     let file = open(&rig.at("file"), libc::O_RDWR).unwrap();
     for i in 0..100 {
         file.write_all_at(&[7; 4096], i * 4096).unwrap();
     }
     read_all(&file).unwrap();
     assert_eq!(
-        operation(&rig, "write") + operation(&rig, "read"),
+        rig.operation("write") + rig.operation("read"),
         before,
         "data came to the daemon"
     );
     drop(file);
     rig.finish(|upper| assert_eq!(fs::metadata(upper.join("file")).unwrap().len(), 409_600));
-}
-
-/// How often the daemon was asked for an operation.
-fn operation(rig: &Rig, name: &str) -> u64 {
-    crate::rig::stats(rig.mount.path())["operations"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|o| o["name"] == name)
-        .map_or(0, |o| o["count"].as_u64().unwrap())
 }
 
 #[test]

@@ -100,6 +100,16 @@ impl Rig {
             .unwrap_or_else(|| panic!("no counter {name}"))
     }
 
+    /// How often the daemon was asked for an operation.
+    pub fn operation(&self, name: &str) -> u64 {
+        stats(self.mount.path())["operations"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|o| o["name"] == name)
+            .map_or(0, |o| o["count"].as_u64().unwrap())
+    }
+
     /// Unmounts, which must succeed at once and without a word, and checks that the lower layer is what it was
     /// and that the upper shows what `check` asks for.
     pub fn finish(self, check: impl FnOnce(&Path)) {
