@@ -193,6 +193,8 @@ struct RemovedJson {
     untagged: Vec<String>,
     deleted: Vec<String>,
     layers: Vec<String>,
+    /// In use, and therefore there until the next prune.
+    kept: Vec<String>,
     reclaimed: u64,
 }
 
@@ -202,6 +204,7 @@ impl From<Removed> for RemovedJson {
             untagged: removed.untagged,
             deleted: removed.images,
             layers: removed.layers,
+            kept: removed.kept,
             reclaimed: removed.bytes,
         }
     }
@@ -211,6 +214,11 @@ impl RemoveArgs {
     fn run(self, store: &Store) -> Result<(), CliError> {
         for image in &self.images {
             let removed = store.remove(image, self.force)?;
+            for id in &removed.kept {
+                log::warn!(
+                    "image {id} is in use: it stays without a name until 'image prune' after that"
+                );
+            }
             if self.json {
                 output::json(&RemovedJson::from(removed))?;
             } else {

@@ -21,8 +21,6 @@ use super::store::Store;
 
 /// Images that a thread of its own pays for.
 const WORTH_A_THREAD: usize = 50;
-/// The fewest characters of an id that are taken for one.
-const MIN_ID: usize = 2;
 
 /// An image of the store.
 #[derive(Clone, Debug)]
@@ -51,6 +49,10 @@ impl StoredImage {
     /// Bytes of its layers as they are stored.
     pub fn stored_size(&self) -> u64 {
         self.manifest.layers().iter().map(|l| l.size()).sum()
+    }
+    /// True where `text` is the digest of its manifest, and so means this form of the image alone.
+    pub(crate) fn has_digest(&self, text: &str) -> bool {
+        text.strip_prefix("sha256:").unwrap_or(text) == self.digest.digest()
     }
     /// What to call it in a message.
     pub fn shown(&self) -> String {
@@ -186,14 +188,15 @@ impl Store {
             }
         }
         let hex = text.strip_prefix("sha256:").unwrap_or(text);
-        if hex.len() < MIN_ID || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        if hex.is_empty() || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(reference.err().unwrap_or_else(missing));
         }
         let mut fitting: Vec<&StoredImage> = images
             .iter()
-            .filter(|i| i.id.digest().starts_with(hex) || i.digest.digest() == hex)
+            .filter(|i| i.id.digest().starts_with(hex) || i.has_digest(hex))
             .collect();
-        // The same configuration may stand in several manifests.
+        // The same configuration may stand in several manifests: to whoever names its id they are one image, and the
+        // first by name stands for them.
         let mut seen = HashSet::new();
         fitting.retain(|image| seen.insert(image.id.as_ref()));
         match fitting[..] {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use oci_spec::image::{Descriptor, MediaType};
+use oci_spec::image::{Descriptor, Digest, MediaType};
 use serde_json::{Map, Value, json};
 
 use super::catalog::StoredImage;
@@ -14,7 +14,8 @@ use super::durable;
 use super::error::ImageError;
 use super::files::Section;
 use super::hash::{self, Hasher};
-use super::lock::{Hold, TempDir};
+use super::lease::Lease;
+use super::lock::TempDir;
 use super::platform::Wanted;
 use super::prepare::ImageOrigin;
 use super::reference::Reference;
@@ -54,8 +55,10 @@ pub struct Commit<'a> {
 /// A layer's tar that lies among the blobs, uncompressed.
 pub(super) struct NewLayer {
     /// Its diff id, which is also the digest of the blob.
-    pub(super) digest: oci_spec::image::Digest,
+    pub(super) digest: Digest,
     pub(super) size: u64,
+    /// Keeps the blob until an image has it.
+    _lease: Lease,
 }
 
 impl Store {
@@ -65,7 +68,6 @@ impl Store {
     pub fn commit(&self, what: &Commit<'_>, new: &NewImage) -> Result<StoredImage, ImageError> {
         checked_name(new)?;
         let base = what.base.map(|base| self.find_again(base)).transpose()?;
-        let _blobs = self.lock_blobs(Hold::Shared)?;
         let layer = match (&base, what.upper) {
             (None, _) => {
                 let root = tree::seen_root(what.merged)?;
@@ -90,7 +92,7 @@ impl Store {
         self.make_image(base, layer, new)
     }
 
-    /// Writes a layer's tar and puts it among the blobs. The caller holds the blobs' lock.
+    /// Writes a layer's tar and puts it among the blobs, where it stays while the new layer is held.
     pub(super) fn new_layer<T>(
         &self,
         write: impl FnOnce(&mut LayerFile) -> Result<T, ImageError>,
@@ -99,15 +101,21 @@ impl Store {
         let path = tmp.path().join("blob");
         let mut file = LayerFile::create(&path)?;
         let written = write(&mut file)?;
-        let layer = file.finish(&path)?;
-        let place = self.blob_path(&layer.digest);
+        let (digest, size) = file.finish(&path)?;
+        let lease = self.lease([digest.as_ref()])?;
+        let place = self.blob_path(&digest);
         if !place.exists() {
             durable::publish(&path, &place)?;
         }
+        let layer = NewLayer {
+            digest,
+            size,
+            _lease: lease,
+        };
         Ok((layer, written))
     }
 
-    /// Enters an image that has one layer more than `base`, or none more. The caller holds the blobs' lock.
+    /// Enters an image that has one layer more than `base`, or none more.
     pub(super) fn make_image(
         &self,
         base: Option<Resolved>,
@@ -124,13 +132,14 @@ impl Store {
                 blobs.push((descriptor.map(as_oci), layer.blob, layer.source.name));
             }
         }
-        if let Some(layer) = layer {
+        if let Some(layer) = &layer {
             let path = self.blob_path(&layer.digest);
             let blob = File::open(&path)
                 .and_then(Section::whole)
                 .map_err(ImageError::io("open", &path))?;
             let name = layer.digest.to_string();
-            let descriptor = Descriptor::new(MediaType::ImageLayer, layer.size, layer.digest);
+            let descriptor =
+                Descriptor::new(MediaType::ImageLayer, layer.size, layer.digest.clone());
             blobs.push((Some(descriptor), Some(LayerBytes::Section(blob)), name));
         }
         let image = Resolved::new(
@@ -283,17 +292,17 @@ impl LayerFile {
         })
     }
 
-    /// Makes it durable.
-    fn finish(self, path: &Path) -> Result<NewLayer, ImageError> {
+    /// Makes it durable, and gives its digest and size.
+    fn finish(self, path: &Path) -> Result<(Digest, u64), ImageError> {
         let file = self
             .file
             .into_inner()
             .map_err(|e| ImageError::io("write", path)(e.into_error()))?;
         file.sync_all().map_err(ImageError::io("write", path))?;
-        Ok(NewLayer {
-            digest: hash::parse(&self.hasher.finish(), "the new layer")?,
-            size: self.size,
-        })
+        Ok((
+            hash::parse(&self.hasher.finish(), "the new layer")?,
+            self.size,
+        ))
     }
 }
 

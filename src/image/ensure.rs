@@ -54,7 +54,8 @@ impl Made<'_> {
 }
 
 impl Store {
-    /// Unpacks the layers that the store lacks, several at once, and holds all of them.
+    /// Unpacks the layers that the store lacks, several at once, and holds all of them. Who keeps blobs as well has a lease
+    /// on them and on the trees.
     pub(crate) fn ensure_layers(
         &self,
         layers: &[NeededLayer],
@@ -74,6 +75,11 @@ impl Store {
             .filter(|&i| locks[i].is_none())
             .map(|i| distinct[i])
             .collect();
+        if keep == Keep::TreeAndBlob {
+            // The caller's lease keeps what is ready. By their locks the images that have these layers would seem to be
+            // in use for as long as the others are fetched.
+            locks.iter_mut().for_each(|lock| *lock = None);
+        }
         self.make_free(&missing, keep)?;
         // Now all are there, except those that another process was making and those that were removed since.
         for (layer, lock) in distinct.iter().zip(&mut locks) {

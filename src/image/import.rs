@@ -8,7 +8,6 @@ use super::catalog::StoredImage;
 use super::commit::{NewImage, checked_name};
 use super::compress::CHUNK;
 use super::error::ImageError;
-use super::lock::Hold;
 use super::source;
 use super::store::Store;
 use super::tree::{self, Dots};
@@ -26,7 +25,6 @@ impl Store {
     /// Makes an image of a root filesystem. Of a folder, other filesystems that are mounted in it are left out.
     pub fn import(&self, from: ImportSource, new: &NewImage) -> Result<StoredImage, ImageError> {
         checked_name(new)?;
-        let _blobs = self.lock_blobs(Hold::Shared)?;
         let (file, name) = match from {
             ImportSource::Path(path) => {
                 let meta = std::fs::metadata(&path).map_err(ImageError::io("open", &path))?;

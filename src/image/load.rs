@@ -16,7 +16,7 @@ use super::error::ImageError;
 use super::files::Files;
 use super::hash::{self, Hasher, HashingReader};
 use super::layout::Layout;
-use super::lock::{Hold, TempDir};
+use super::lock::TempDir;
 use super::platform::Wanted;
 use super::reference::Reference;
 use super::resolve::Resolved;
@@ -89,15 +89,16 @@ impl Store {
     /// Puts one image into the store and gives the digest of its manifest.
     pub(crate) fn keep(&self, mut image: Resolved) -> Result<Digest, ImageError> {
         let names = stored_names(&image.names)?;
-        let _blobs = self.lock_blobs(Hold::Shared)?;
         describe_layers(&mut image)?;
-        let _guard = self.ensure_layers(&image.layers, Keep::TreeAndBlob)?;
-        let tmp = TempDir::new(&self.tmp())?;
-        self.write_blob(&image.id, &image.config_bytes, &tmp)?;
         let (digest, media_type, bytes) = match image.manifest.take() {
             Some(manifest) => manifest,
             None => make_manifest(&image)?,
         };
+        // Until the index has the image.
+        let _lease = self.lease_image(&image, &digest)?;
+        let _guard = self.ensure_layers(&image.layers, Keep::TreeAndBlob)?;
+        let tmp = TempDir::new(&self.tmp())?;
+        self.write_blob(&image.id, &image.config_bytes, &tmp)?;
         self.write_blob(&digest, &bytes, &tmp)?;
         let descriptor = DescriptorBuilder::default()
             .media_type(MediaType::from(media_type.as_str()))

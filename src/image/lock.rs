@@ -206,6 +206,21 @@ fn lock_dir(path: &Path) -> Result<Option<File>, ImageError> {
     }
 }
 
+/// True where the folder of a [`TempDir`] belongs to nobody any more.
+pub(crate) fn is_dead(path: &Path) -> Result<bool, ImageError> {
+    let opened = rustix::fs::open(
+        path,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    );
+    match opened {
+        // Shared, so that two that look at once do not take each other for its owner.
+        Ok(fd) => flock(&fd, Hold::Shared).map_err(ImageError::io("lock", path)),
+        Err(Errno::NOENT) => Ok(true),
+        Err(e) => Err(ImageError::io("open", path)(e)),
+    }
+}
+
 /// Removes what dead processes left in `tmp`.
 pub(crate) fn sweep(tmp: &Path) -> Result<(), ImageError> {
     let entries = std::fs::read_dir(tmp).map_err(ImageError::io("read", tmp))?;

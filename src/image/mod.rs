@@ -26,6 +26,7 @@ mod filter;
 mod hash;
 mod import;
 mod layout;
+mod lease;
 mod limits;
 mod load;
 pub(crate) mod lock;

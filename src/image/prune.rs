@@ -20,6 +20,8 @@ pub struct Removed {
     pub untagged: Vec<String>,
     /// Ids of images that are gone.
     pub images: Vec<String>,
+    /// Ids of images that stay without a name, because they are in use.
+    pub kept: Vec<String>,
     /// Diff ids of layers whose trees are gone.
     pub layers: Vec<String>,
     /// Bytes of blobs and, as their tars count, of trees that are gone.
@@ -27,23 +29,32 @@ pub struct Removed {
 }
 
 impl Store {
-    /// Removes a name; or, by its id, an image with all of its names (only with `force` when it has several). An image
-    /// that a mount uses is refused; with `force` it loses its name, but no layer that is in use goes. One that a container is made
-    /// of, running or not, is always refused: it could not be started again.
+    /// Removes a name; or, by its id, an image with all of its names (only with `force` when it has several), in every
+    /// form that the store has of it: of one configuration there may be several manifests.
+    ///
+    /// An image that a mount uses is refused. With `force` it loses its name, and stays without one until a prune after the
+    /// mount: what is mounted can still be committed. One that a container is made of, running or not, is always
+    /// refused: it could not be started again.
     pub fn remove(&self, text: &str, force: bool) -> Result<Removed, ImageError> {
         let images = self.images()?;
         let image = self.select(images.clone(), text)?;
         let by_name = image.named_by(text);
-        if by_name.is_none() && image.references.len() > 1 && !force {
+        let meant: Vec<&StoredImage> = match &by_name {
+            None if !image.has_digest(text) => images.iter().filter(|i| i.id == image.id).collect(),
+            _ => vec![&image],
+        };
+        let names: Vec<&String> = meant.iter().flat_map(|image| &image.references).collect();
+        if by_name.is_none() && names.len() > 1 && !force {
+            let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
             return Err(ImageError::InUse {
                 what: format!("image {}", image.short_id()),
                 by: Some(format!(
                     "several names: {}; remove those, or use force",
-                    image.references.join(", ")
+                    names.join(", ")
                 )),
             });
         }
-        let goes = by_name.is_none() || image.references.len() <= 1;
+        let goes = by_name.is_none() || names.len() <= 1;
         let free_of_containers = || match self.container_of(&image)? {
             Some(container) if goes => Err(ImageError::InUse {
                 what: format!("image {}", image.shown()),
@@ -52,28 +63,40 @@ impl Store {
             _ => Ok(()),
         };
         free_of_containers()?;
-        if goes && !force && self.in_use(&image, &images)? {
+        let used = goes && self.in_use(&image, &images)?;
+        if used && (!force || names.is_empty()) {
             return Err(ImageError::InUse {
                 what: format!("image {}", image.shown()),
-                by: Some("a mount or container".to_owned()),
+                by: Some("a mount, a container or another command".to_owned()),
             });
         }
+        let digests: Vec<&Digest> = meant.iter().map(|image| &image.digest).collect();
         let mut removed = Removed::default();
         self.edit_index(|entries| {
             // Whoever makes a container asks for its image once more under the same lock.
             free_of_containers()?;
+            let mut bereft: Vec<Descriptor> = Vec::new();
             entries.retain(|entry| {
                 let name = name_of(entry);
-                let hit = entry.digest() == &image.digest
+                let hit = digests.contains(&entry.digest())
                     && (by_name.is_none() || name == by_name.as_ref());
                 if hit {
                     removed.untagged.extend(name.cloned());
+                    bereft.push(entry.clone());
                 }
                 !hit
             });
+            for mut entry in bereft.into_iter().filter(|_| used) {
+                if !entries.iter().any(|other| other.digest() == entry.digest()) {
+                    entry.set_annotations(None);
+                    entries.push(entry);
+                }
+            }
             Ok(())
         })?;
-        if goes {
+        if used {
+            removed.kept.push(image.id.to_string());
+        } else if goes {
             removed.images.push(image.id.to_string());
             self.collect(&mut removed, Some(&image))?;
         }
@@ -175,10 +198,10 @@ impl Store {
         removed: &mut Removed,
         image: Option<&StoredImage>,
     ) -> Result<(), ImageError> {
-        // Whoever adds an image holds this until the index has it.
         let _lock = self.lock_blobs(Hold::Exclusive)?;
-        let mut blobs: HashSet<String> = HashSet::new();
-        let mut trees: HashSet<String> = HashSet::new();
+        // Before the index: see the leases.
+        let mut blobs = self.leased_locked()?;
+        let mut trees = blobs.clone();
         for entry in self.read_index()?.manifests() {
             // An image that cannot be read keeps everything: nobody knows what it needs.
             let other = self.stored_image(&[entry])?;

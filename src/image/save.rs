@@ -13,6 +13,7 @@ use super::durable;
 use super::error::ImageError;
 use super::hash::{Hasher, HashingReader};
 use super::layout::{CONTAINERD_NAME, REF_NAME};
+use super::lease::Lease;
 use super::lock::{Hold, TempDir};
 use super::store::Store;
 
@@ -38,8 +39,7 @@ impl Store {
         format: SaveFormat,
         output: impl Write,
     ) -> Result<(), ImageError> {
-        let _blobs = self.lock_blobs(Hold::Shared)?;
-        let chosen = self.choose(names)?;
+        let (chosen, _lease) = self.choose_leased(names)?;
         let mut tar = tar::Builder::new(output);
         match format {
             SaveFormat::DockerArchive => self.save_docker(&chosen, &mut tar)?,
@@ -62,8 +62,7 @@ impl Store {
 
     /// Writes images into an OCI layout at `path`, a new or empty folder.
     pub fn save_dir(&self, names: &[String], path: &Path) -> Result<(), ImageError> {
-        let _blobs = self.lock_blobs(Hold::Shared)?;
-        let chosen = self.choose(names)?;
+        let (chosen, _lease) = self.choose_leased(names)?;
         std::fs::create_dir_all(path.join("blobs/sha256"))
             .map_err(ImageError::io("create", path))?;
         let tmp = TempDir::new(path)?;
@@ -82,6 +81,15 @@ impl Store {
         }
         durable::write_file(&path.join("oci-layout"), LAYOUT, tmp.path())?;
         durable::write_file(&path.join("index.json"), &index_of(&chosen)?, tmp.path())
+    }
+
+    /// The same as [`Store::choose`], and their blobs stay while the lease is held.
+    fn choose_leased(&self, names: &[String]) -> Result<(Vec<Chosen>, Lease), ImageError> {
+        let _blobs = self.lock_blobs(Hold::Shared)?;
+        let chosen = self.choose(names)?;
+        let blobs = blobs_of(&chosen);
+        let lease = self.lease(blobs.iter().map(AsRef::as_ref))?;
+        Ok((chosen, lease))
     }
 
     /// Each image once, with those of its names that were asked for.

@@ -197,8 +197,8 @@ impl Store {
         )
     }
 
-    /// The lock that whoever adds blobs holds shared, until an image of the index needs them, and whoever removes
-    /// blobs that no image needs, exclusively.
+    /// The lock that whoever removes blobs and trees that no image needs holds exclusively; and shared, whoever makes a
+    /// lease, for that moment, and whoever reads all of them.
     pub(crate) fn lock_blobs(&self, hold: Hold) -> Result<Lock, ImageError> {
         Lock::wait(&self.root.join("locks/blobs"), hold, self.limits.wait)
     }

@@ -83,7 +83,7 @@ fn names_are_like_hard_links() {
             "{name}"
         );
     }
-    for name in ["a", "c:2", "ffffffffffffffffffff", "a:2"] {
+    for name in ["a:9", "c:2", "ffffffffffffffffffff", "a:2"] {
         let error = bench.store.image(name).unwrap_err().to_string();
         assert!(error.contains("no such image"), "{name}: {error}");
     }
@@ -145,6 +145,54 @@ fn an_image_with_several_names_is_not_removed_by_its_id() {
 }
 
 #[test]
+fn an_id_means_the_image_in_all_its_forms() {
+    let bench = Bench::new();
+    let folders = [Packing::Gzip, Packing::Zstd].map(|packing| {
+        let folder = bench.path(&format!("{packing:?}"));
+        folder_of(&oci_files(&one("1"), packing), &folder);
+        folder
+    });
+    let images = folders.map(|folder| {
+        let image = bench
+            .store
+            .load(folder.as_os_str(), None)
+            .unwrap()
+            .remove(0);
+        bench
+            .store
+            .tag(
+                image.digest.as_ref(),
+                &format!("form/{}", &image.digest.digest()[..8]),
+            )
+            .unwrap();
+        image
+    });
+    bench.store.remove("localhost/1.0", true).unwrap();
+    let id = images[0].id.to_string();
+    assert_eq!(images[1].id.to_string(), id);
+    assert_eq!(bench.names().len(), 2);
+    // A single character is enough where only one id begins with it.
+    let short = &images[0].id.digest()[..1];
+    assert_eq!(bench.store.image(short).unwrap().id, images[0].id);
+    let error = bench.store.remove(short, false).unwrap_err().to_string();
+    assert!(error.contains("several names"), "{error}");
+    // A manifest's digest means one of them.
+    bench.store.remove(images[0].digest.as_ref(), true).unwrap();
+    assert_eq!(bench.store.images().unwrap().len(), 1);
+    let folder = bench.path(&format!("{:?}", Packing::Gzip));
+    bench.store.load(folder.as_os_str(), None).unwrap();
+    assert_eq!(bench.store.images().unwrap().len(), 2);
+    let removed = bench.store.remove(short, true).unwrap();
+    assert_eq!(removed.untagged.len(), 2);
+    assert!(bench.store.images().unwrap().is_empty());
+    assert_eq!(
+        bench.count("layers/sha256") + bench.count("blobs/sha256"),
+        0
+    );
+    bench.clean();
+}
+
+#[test]
 fn what_is_in_use_stays() {
     let bench = Bench::new();
     let (base, mut both) = (one("base"), one("base"));
@@ -157,13 +205,23 @@ fn what_is_in_use_stays() {
         error.contains("in use") && error.contains("both"),
         "{error}"
     );
+    let id = bench.store.image("both:1").unwrap().id.to_string();
     let removed = bench.store.remove("both:1", true).unwrap();
     assert_eq!(removed.layers, [] as [String; 0]);
+    assert_eq!(removed.untagged, ["docker.io/library/both:1"]);
+    assert_eq!(removed.kept, std::slice::from_ref(&id));
     assert_eq!(std::fs::read(held.layers[0].join("file")).unwrap(), b"top");
-    bench.store.prune(true).unwrap();
+    // It stays without a name, also for a prune, and cannot be forced away.
+    for _ in 0..2 {
+        assert!(bench.store.image(&id).unwrap().references.is_empty());
+        assert!(bench.store.remove(&id, true).is_err());
+        bench.store.prune(true).unwrap();
+    }
     assert!(held.layers.iter().all(|l| l.join("file").exists()));
+    bench.clean();
     drop(held);
     let removed = bench.store.prune(true).unwrap();
+    assert!(removed.images.contains(&id), "{removed:?}");
     assert_eq!(removed.layers.len(), 2, "{removed:?}");
     assert_eq!(
         bench.count("layers/sha256") + bench.count("blobs/sha256"),

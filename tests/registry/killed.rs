@@ -1,10 +1,12 @@
 //! Pulls that are killed, and what goes on beside them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::build::Packing;
 use crate::common::program;
-use crate::proxy::{Fault, Proxy};
+use crate::proxy::{Fault, Proxy, Record};
 use crate::require;
 use crate::server::{self, Server};
 use crate::stand::{LIMIT, Stand, layers};
@@ -172,6 +174,64 @@ fn a_prune_during_a_pull_takes_nothing_away() {
         assert_eq!(stand.image("b", &slow), Some(image.clone()));
         stand.assert_whole("b");
         stand.remove("b", &slow);
+    }
+}
+
+#[test]
+fn a_removal_does_not_wait_for_a_pull() {
+    require!(server::available());
+    let stand = Stand::new("remove-during");
+    let server = Server::start(stand.path());
+    let name = format!("{}/app:1", server.host());
+    let pulled = layers(26, 3, 100_000);
+    let image = stand.load("a", &pulled, Packing::Gzip, &name);
+    stand.ok("a", &["push", &name]);
+    let open = Arc::new(AtomicBool::new(false));
+    let gate = Arc::clone(&open);
+    let config = image.1.clone();
+    let is_layer = move |record: &Record| record.is_blob() && !record.path.ends_with(&config);
+    let held_back = is_layer.clone();
+    let proxy = Proxy::start(server.address(), move |record, _| {
+        while held_back(record) && !gate.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Fault::None
+    });
+    let _opened_at_the_end = Opened(Arc::clone(&open));
+    let gated = format!("{}/app:1", proxy.host());
+    // One image that has nothing to do with it, and one that has its first layer.
+    stand.load("b", &layers(27, 2, 1000), Packing::Gzip, "other:1");
+    stand.load("b", &pulled[..1], Packing::Gzip, "base:1");
+    let mut pull = stand.begin("b", &["pull", &gated]);
+    while !proxy.records().iter().any(&is_layer) {
+        assert_eq!(pull.try_wait().unwrap(), None);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    stand.remove("b", "other:1");
+    stand.remove("b", "base:1");
+    stand.ok("b", &["image", "prune", "--all"]);
+    assert_eq!(pull.try_wait().unwrap(), None);
+    let trees = || std::fs::read_dir(stand.root("b").join("layers/sha256")).unwrap();
+    assert_eq!(
+        trees().count(),
+        1,
+        "the layer that the pull needs, and no other"
+    );
+    open.store(true, Ordering::Relaxed);
+    assert!(pull.wait().unwrap().success());
+    assert_eq!(stand.image("b", &gated), Some(image));
+    assert_eq!(trees().count(), 3);
+    // The config, and the two layers that were not there.
+    assert_eq!(proxy.blobs().0, 3);
+    stand.assert_whole("b");
+}
+
+/// Lets the proxy's threads end, also where the test fails.
+struct Opened(Arc<AtomicBool>);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -148,16 +148,17 @@ fn serve(shared: &Shared, client: &TcpStream) -> io::Result<()> {
         sent: 0,
         received: 0,
     };
-    let (index, fault) = {
+    let (index, before) = {
         let mut records = shared.records.lock().unwrap();
         let before = records
             .iter()
             .filter(|r| r.method == method && r.path == path)
             .count();
-        let fault = (shared.rule)(&record, before);
-        records.push(record);
-        (records.len() - 1, fault)
+        records.push(record.clone());
+        (records.len() - 1, before)
     };
+    // It may wait for what the test does meanwhile.
+    let fault = (shared.rule)(&record, before);
     let length: u64 = value(&headers, "content-length").map_or(0, |v| v.parse().unwrap());
     if let Fault::Status(status) = fault {
         io::copy(&mut (&mut reader).take(length), &mut io::sink())?;
@@ -260,9 +261,10 @@ fn body(
     Ok(())
 }
 
-type Head = (String, Vec<(String, String)>);
+/// The first line and the headers of a request or an answer.
+pub type Head = (String, Vec<(String, String)>);
 
-fn head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
+pub fn head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);
@@ -280,7 +282,7 @@ fn head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
     }
 }
 
-fn value<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
+pub fn value<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
     headers
         .iter()
         .find(|(key, _)| key.eq_ignore_ascii_case(name))
