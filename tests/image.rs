@@ -16,10 +16,14 @@ mod commit;
 mod formats;
 #[path = "image/hostile.rs"]
 mod hostile;
+#[path = "image/import.rs"]
+mod import;
 #[path = "image/large.rs"]
 mod large;
 #[path = "image/layers.rs"]
 mod layers;
+#[path = "image/limits.rs"]
+mod limits;
 #[path = "image/mutants.rs"]
 mod mutants;
 #[path = "image/processes.rs"]

@@ -11,6 +11,7 @@
 //! source -> files -> archive | layout -> resolve -> store -> unpack -> tarball, compress, hash
 //! ```
 
+mod acl;
 mod archive;
 mod catalog;
 mod change;

@@ -1,5 +1,6 @@
 //! PAX records: what tar-core skips or does not know, read strictly.
 
+use super::acl;
 use super::tarball::Entry;
 use crate::layer::Timestamp;
 
@@ -21,10 +22,57 @@ pub(crate) fn apply_pax(mut pax: &[u8], entry: &mut Entry) -> Result<(), String>
                     .parse::<u64>()
                     .map_err(|e| format!("PAX {}: {e}", String::from_utf8_lossy(key)))?;
             }
-            _ => {}
+            _ => {
+                if let Some((name, _)) = acl::FORMS.iter().find(|(_, text)| *text == key) {
+                    apply_acl(name, value, entry);
+                }
+            }
         }
     }
     Ok(())
+}
+
+/// Takes an ACL in its text form, unless the entry has it as an attribute too, which is the exact one.
+fn apply_acl(name: &'static [u8], text: &[u8], entry: &mut Entry) {
+    if entry.xattrs.iter().any(|(have, _)| have == name) {
+        return;
+    }
+    match std::str::from_utf8(text).ok().and_then(acl::from_text) {
+        Some(value) => entry.xattrs.push((name.to_vec(), value)),
+        None => entry.unread_xattrs.push(name),
+    }
+}
+
+/// The name of an attribute as a PAX key, which holds no `=`: in GNU tar's escapes, where it needs them. Elsewhere a `%`
+/// stays, for readers who know no escapes.
+pub(crate) fn encode_key(name: &[u8]) -> Vec<u8> {
+    if !name.contains(&b'=') && decode_key(name) == name {
+        return name.to_vec();
+    }
+    let mut key = Vec::with_capacity(name.len() + 2);
+    for &byte in name {
+        match byte {
+            b'=' => key.extend_from_slice(b"%3D"),
+            b'%' => key.extend_from_slice(b"%25"),
+            _ => key.push(byte),
+        }
+    }
+    key
+}
+
+/// The reverse of [`encode_key`].
+pub(crate) fn decode_key(mut key: &[u8]) -> Vec<u8> {
+    let mut name = Vec::with_capacity(key.len());
+    while let Some((&byte, rest)) = key.split_first() {
+        let (decoded, rest) = match (byte, rest) {
+            (b'%', [b'3', b'D', rest @ ..]) => (b'=', rest),
+            (b'%', [b'2', b'5', rest @ ..]) => (b'%', rest),
+            _ => (byte, rest),
+        };
+        name.push(decoded);
+        key = rest;
+    }
+    name
 }
 
 /// A key, its value, and the records behind.
@@ -84,6 +132,21 @@ mod tests {
         assert!(time("1e20").is_err());
         assert!(time("--1").is_err());
         assert!(time("99999999999999999999").is_err());
+    }
+
+    #[test]
+    fn keys_are_escaped_as_gnu_tar_does() {
+        for (name, key) in [
+            ("user.plain", "user.plain"),
+            ("user.a=b", "user.a%3Db"),
+            ("user.100%=b", "user.100%25%3Db"),
+            ("user.100%", "user.100%"),
+            ("user.%3D", "user.%253D"),
+            ("user.%25", "user.%2525"),
+        ] {
+            assert_eq!(encode_key(name.as_bytes()), key.as_bytes());
+            assert_eq!(decode_key(key.as_bytes()), name.as_bytes());
+        }
     }
 
     #[test]

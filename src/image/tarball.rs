@@ -10,7 +10,7 @@ use tar_core::parse::{Limits as ParserLimits, ParseError, ParseEvent, ParsedEntr
 use tar_core::{EntryType, Header};
 
 use super::limits::Limits;
-use super::pax::apply_pax;
+use super::pax::{self, apply_pax};
 use crate::layer::Timestamp;
 
 /// A tar's unit of headers and padding.
@@ -125,8 +125,10 @@ pub(crate) struct Entry {
     pub(crate) mtime: Timestamp,
     /// Last access, where the tar tells.
     pub(crate) atime: Option<Timestamp>,
-    /// Names and values as they are written there.
+    /// Extended attributes: names and values.
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Names of those that the tar has in a form that cannot be understood.
+    pub(crate) unread_xattrs: Vec<&'static [u8]>,
     /// Bytes of content in the stream.
     pub(crate) size: u64,
     /// Where in the stream the content begins.
@@ -364,12 +366,13 @@ impl<S: Source> TarReader<S> {
     }
 }
 
-/// True where `start`, the first 512 bytes of a decompressed stream, can be a tar.
+/// True where `start`, the first 512 bytes of a decompressed stream, can be a tar. One without entries is nothing but its
+/// end: zeros.
 pub(crate) fn looks_like_tar(start: &[u8]) -> bool {
     if start.len() < BLOCK {
         return false;
     }
-    if &start[257..262] == b"ustar" {
+    if &start[257..262] == b"ustar" || start.iter().all(|&byte| byte == 0) {
         return true;
     }
     let mut block = [0u8; BLOCK];
@@ -446,13 +449,15 @@ fn convert(parsed: &ParsedEntry<'_>, kind: Kind, size: u64) -> Result<Entry, Str
         },
         atime: None,
         xattrs: Vec::with_capacity(parsed.xattrs.len()),
+        unread_xattrs: Vec::new(),
         size,
         offset: 0,
     };
     for (name, value) in &parsed.xattrs {
+        let name = pax::decode_key(name);
         // A later record replaces an earlier one.
-        entry.xattrs.retain(|(have, _)| have[..] != name[..]);
-        entry.xattrs.push((name.to_vec(), value.to_vec()));
+        entry.xattrs.retain(|(have, _)| *have != name);
+        entry.xattrs.push((name, value.to_vec()));
     }
     if let Some(pax) = parsed.pax {
         apply_pax(pax, &mut entry)?;

@@ -32,12 +32,23 @@ pub fn origin(image: &StoredImage) -> ImageOrigin {
     }
 }
 
-fn set(path: &Path, name: &str, value: &[u8]) {
+/// `user::rwx,user:12345:r-x,group::r--,mask::rwx,other::---`
+pub const ACL: &[u8] = b"\x02\0\0\0\
+    \x01\0\x07\0\xff\xff\xff\xff\x02\0\x05\0\x39\x30\0\0\x04\0\x04\0\xff\xff\xff\xff\
+    \x10\0\x07\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
+
+pub fn get(path: &Path, name: &str) -> Option<Vec<u8>> {
+    let mut value = Vec::with_capacity(1000);
+    rustix::fs::lgetxattr(path, name, rustix::buffer::spare_capacity(&mut value)).ok()?;
+    Some(value)
+}
+
+pub fn set(path: &Path, name: &str, value: &[u8]) {
     rustix::fs::lsetxattr(path, name, value, rustix::fs::XattrFlags::empty()).unwrap();
 }
 
 /// A root filesystem with all that one may hold.
-fn root(dir: &Path) -> PathBuf {
+pub fn root(dir: &Path) -> PathBuf {
     let root = dir.join("rootfs");
     for sub in ["etc", "d/sub", "gone", "bin", "closed"] {
         fs::create_dir_all(root.join(sub)).unwrap();
@@ -62,6 +73,9 @@ fn root(dir: &Path) -> PathBuf {
     mode("bin/tool", 0o6755);
     mode("closed", 0o1700);
     set(&root.join("etc/motd"), "user.note", b"a=b\nc");
+    set(&root.join("etc"), "system.posix_acl_access", ACL);
+    set(&root.join("etc"), "system.posix_acl_default", ACL);
+    set(&root.join("etc/motd"), "system.posix_acl_access", ACL);
     let time = |path: &str, sec: i64, nsec: i64| {
         let at = rustix::fs::Timespec {
             tv_sec: sec,
@@ -99,62 +113,11 @@ fn name(bytes: &[u8]) -> std::ffi::OsString {
     std::os::unix::ffi::OsStringExt::from_vec(bytes.to_vec())
 }
 
-fn exported(store: &Store, id: &str, to: &Path) -> BTreeMap<String, String> {
+pub fn exported(store: &Store, id: &str, to: &Path) -> BTreeMap<String, String> {
     let tree_of = store.exported(id.as_ref(), None).unwrap();
     let info = store.export_to_folder(&tree_of, to).unwrap();
     assert_eq!(info.xattrs, Vec::<String>::new());
     tree(to)
-}
-
-#[test]
-fn what_is_imported_is_exported() {
-    let dir = tempfile::tempdir().unwrap();
-    let root = root(dir.path());
-    let before = tree(&root);
-    let store = Store::open(&dir.path().join("store")).unwrap();
-    let new = NewImage {
-        changes: vec!["CMD [\"/bin/tool\"]".to_owned(), "ENV A=b".to_owned()],
-        message: Some("imported".to_owned()),
-        ..named("base:1")
-    };
-    let image = store
-        .import(ImportSource::Path(root.clone()), &new)
-        .unwrap();
-    assert_eq!(image.references, ["docker.io/library/base:1"]);
-    let config = image.config.config().as_ref().unwrap();
-    assert_eq!(config.cmd().as_ref().unwrap(), &["/bin/tool"]);
-    assert_eq!(config.env().as_ref().unwrap(), &["A=b"]);
-    let history = image.config.history().as_ref().unwrap();
-    assert_eq!(history[0].comment().as_deref(), Some("imported"));
-    assert_eq!(exported(&store, "base:1", &dir.path().join("a")), before);
-    // Holes stay holes, in the layer, in the tar and in the tree.
-    let tar = dir.path().join("tree.tar");
-    let out = store.exported("base:1".as_ref(), None).unwrap();
-    out.write_file(&tar).unwrap();
-    assert!(fs::metadata(&tar).unwrap().len() < 1 << 20);
-    use std::os::unix::fs::MetadataExt;
-    let sparse = fs::metadata(dir.path().join("a/sparse")).unwrap();
-    assert!(sparse.blocks() * 512 < 1 << 20);
-    // The tar is itself something to import, and shows the same.
-    let from = ImportSource::Stream(fs::File::open(&tar).unwrap());
-    store.import(from, &named("again:1")).unwrap();
-    assert_eq!(exported(&store, "again:1", &dir.path().join("b")), before);
-    // GNU tar reads it as well.
-    let tars = dir.path().join("tars");
-    fs::create_dir(&tars).unwrap();
-    let mut gnu = Command::new("tar");
-    gnu.args(["--xattrs", "--xattrs-include=*", "--numeric-owner", "-xpf"])
-        .arg(&tar)
-        .arg("-C")
-        .arg(&tars);
-    program::must(&mut gnu, Duration::from_secs(30));
-    // It keeps whole seconds before 1970 only.
-    let without = |mut tree: BTreeMap<String, String>| {
-        tree.remove("/bin/tool");
-        tree
-    };
-    assert_eq!(without(tree(&tars)), without(before));
-    assert_eq!(store.verify().unwrap().damages, []);
 }
 
 /// An upper with every mark, and the tree that it shows over the root filesystem above.
@@ -254,6 +217,36 @@ fn a_commit_understands_every_mark() {
     assert_eq!(store.verify().unwrap().damages, []);
     let removed = store.prune(false).unwrap();
     assert_eq!(removed.images, [nameless.id.to_string()]);
+}
+
+#[test]
+fn an_image_that_was_forced_away_is_still_committed_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("rootfs");
+    fs::create_dir(&folder).unwrap();
+    let store = Store::open(&dir.path().join("store")).unwrap();
+    let from = ImportSource::Path(folder.clone());
+    let base = store.import(from, &named("base:1")).unwrap();
+    // As a mount holds it.
+    let held = store.prepare("base:1".as_ref(), None).unwrap();
+    store.remove("base:1", true).unwrap();
+    store.prune(true).unwrap();
+    fs::write(folder.join("new"), "written on the mount").unwrap();
+    let what = Commit {
+        base: Some(&held.origin),
+        upper: Some(&folder),
+        merged: &folder,
+    };
+    let image = store.commit(&what, &named("new:1")).unwrap();
+    assert_eq!(image.config.rootfs().diff_ids().len(), 2);
+    assert_eq!(
+        image.config.rootfs().diff_ids()[..1],
+        base.config.rootfs().diff_ids()[..]
+    );
+    drop(held);
+    store.prune(false).unwrap();
+    assert!(store.image(base.id.as_ref()).is_err());
+    assert_eq!(store.verify().unwrap().damages, []);
 }
 
 #[test]

@@ -280,7 +280,11 @@ fn run_helper(helper: &str, action: &str, input: &[u8], key: &str) -> Result<(),
         .spawn()
         .map_err(|e| wrong(e.to_string()))?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input).map_err(|e| wrong(e.to_string()))?;
+        match stdin.write_all(input) {
+            // One that wants to know no more has ended, and says how by its status.
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
+            written => written.map_err(|e| wrong(e.to_string()))?,
+        }
     }
     let output = child.wait_with_output().map_err(|e| wrong(e.to_string()))?;
     let said = [output.stdout, output.stderr].concat();

@@ -249,13 +249,6 @@ pub(super) fn xattrs_of(
             Xattrs::AsStored => as_seen(&on_disk),
         };
         let Some(name) = name else { continue };
-        if name.as_bytes().contains(&b'=') {
-            log::warn!(
-                "{}: no tar holds the attribute {name:?}",
-                shown(path).display()
-            );
-            continue;
-        }
         if let Some(value) = xattr::get(target, &on_disk).map_err(failed())? {
             found.push((name.into_vec(), value));
         }

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 
+use crate::image::{acl, pax};
 use crate::layer::{Stat, Timestamp};
 
 /// The largest number that seven octal digits hold: owners and device numbers.
@@ -48,7 +49,7 @@ impl<W: Write> TarWriter<W> {
         stat: &Stat,
         xattrs: &[(Vec<u8>, Vec<u8>)],
     ) -> io::Result<()> {
-        let mut pax = Vec::new();
+        let mut records = Vec::new();
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(match kind {
             Kind::Directory => tar::EntryType::Directory,
@@ -74,21 +75,21 @@ impl<W: Write> TarWriter<W> {
                 // PAX format 1.0: the map stands before the data, and the name that old readers see is another one.
                 map = sparse_map(extents);
                 size = map.len() as u64 + extents.iter().map(|e| e.1).sum::<u64>();
-                record(&mut pax, b"GNU.sparse.major", b"1");
-                record(&mut pax, b"GNU.sparse.minor", b"0");
-                record(&mut pax, b"GNU.sparse.name", &name);
+                record(&mut records, b"GNU.sparse.major", b"1");
+                record(&mut records, b"GNU.sparse.minor", b"0");
+                record(&mut records, b"GNU.sparse.name", &name);
                 let length = length.to_string();
-                record(&mut pax, b"GNU.sparse.realsize", length.as_bytes());
+                record(&mut records, b"GNU.sparse.realsize", length.as_bytes());
                 name = stand_in(&name);
             }
             _ => {}
         }
         if name.len() > 100 {
-            record(&mut pax, b"path", &name);
+            record(&mut records, b"path", &name);
         }
         if let Kind::Symlink(target) | Kind::HardLink(target) = kind {
             if target.len() > 100 {
-                record(&mut pax, b"linkpath", target);
+                record(&mut records, b"linkpath", target);
             }
             let length = target.len().min(100);
             header.as_old_mut().linkname[..length].copy_from_slice(&target[..length]);
@@ -96,10 +97,10 @@ impl<W: Write> TarWriter<W> {
         let length = name.len().min(100);
         header.as_old_mut().name[..length].copy_from_slice(&name[..length]);
         header.set_mode(stat.mode & 0o7777);
-        header.set_uid(number(&mut pax, b"uid", stat.uid.into(), OCTAL_7));
-        header.set_gid(number(&mut pax, b"gid", stat.gid.into(), OCTAL_7));
-        header.set_size(number(&mut pax, b"size", size, OCTAL_11));
-        header.set_mtime(time(&mut pax, stat.mtime));
+        header.set_uid(number(&mut records, b"uid", stat.uid.into(), OCTAL_7));
+        header.set_gid(number(&mut records, b"gid", stat.gid.into(), OCTAL_7));
+        header.set_size(number(&mut records, b"size", size, OCTAL_11));
+        header.set_mtime(time(&mut records, stat.mtime));
         if matches!(kind, Kind::Char | Kind::Block) {
             let (major, minor) = (libc::major(stat.rdev), libc::minor(stat.rdev));
             header.set_device_major(major)?;
@@ -109,11 +110,18 @@ impl<W: Write> TarWriter<W> {
         // A hard link is the file that was written before, with its attributes.
         if !matches!(kind, Kind::HardLink(_)) {
             for (name, value) in xattrs {
-                record(&mut pax, &[b"SCHILY.xattr.", &name[..]].concat(), value);
+                let key = [b"SCHILY.xattr.", &pax::encode_key(name)[..]].concat();
+                record(&mut records, &key, value);
+                // The same for tars that know no such attributes. Readers of both find them equal.
+                if let Some((_, key)) = acl::FORMS.iter().find(|(acl, _)| acl == name)
+                    && let Some(text) = acl::to_text(value)
+                {
+                    record(&mut records, key, text.as_bytes());
+                }
             }
         }
-        if !pax.is_empty() {
-            self.extended(&pax)?;
+        if !records.is_empty() {
+            self.extended(&records)?;
         }
         self.output.write_all(header.as_bytes())?;
         self.output.write_all(&map)

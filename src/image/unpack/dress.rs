@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::extract::{Extractor, Ownership, list};
+use super::extract::{Extractor, Ownership, list, lost};
 use super::place;
 use crate::image::error::ImageError;
 use crate::image::tarball::{Entry, Kind};
@@ -165,13 +165,7 @@ impl Extractor<'_> {
         match set {
             Ok(()) => Ok(()),
             Err(Errno::PERM | Errno::OPNOTSUPP | Errno::ACCESS) => {
-                list(&mut self.info.xattrs, || {
-                    format!(
-                        "{}: {}",
-                        String::from_utf8_lossy(path),
-                        String::from_utf8_lossy(name)
-                    )
-                });
+                list(&mut self.info.xattrs, || lost(path, name));
                 Ok(())
             }
             Err(e) => {

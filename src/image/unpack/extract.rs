@@ -152,6 +152,9 @@ impl<'a> Extractor<'a> {
 
     fn entry<S: Source>(&mut self, entry: Entry, tar: &mut TarReader<S>) -> Result<(), ImageError> {
         let target = place::target(&entry.path).map_err(|why| self.refuse(&entry.path, why))?;
+        for name in &entry.unread_xattrs {
+            list(&mut self.info.xattrs, || lost(&entry.path, name));
+        }
         match target {
             Target::Ignored => Ok(()),
             Target::Root => match entry.kind {
@@ -163,18 +166,18 @@ impl<'a> Extractor<'a> {
                 _ => Err(self.refuse(&entry.path, "the layer's root is no directory")),
             },
             Target::Opaque(dir) => {
-                self.parent(&dir)?;
+                self.parent(&dir, &entry.path)?;
                 self.plans.entry(dir).or_default().opaque = true;
                 Ok(())
             }
-            Target::Whiteout(parent, name) => self.whiteout(&parent, &name),
+            Target::Whiteout(parent, name) => self.whiteout(&parent, &name, &entry.path),
             Target::Entry(parent, name) => self.node(entry, &parent, &name, tar),
         }
     }
 
     /// Hides `name` in the layers below.
-    fn whiteout(&mut self, parent: &[u8], name: &[u8]) -> Result<(), ImageError> {
-        let dir = self.parent(parent)?;
+    fn whiteout(&mut self, parent: &[u8], name: &[u8], entry: &[u8]) -> Result<(), ImageError> {
+        let dir = self.parent(parent, entry)?;
         let path = place::join(parent, name);
         match file_type(dir.as_fd(), name) {
             Ok(Some(FileType::Directory)) => {
@@ -198,8 +201,8 @@ impl<'a> Extractor<'a> {
         name: &[u8],
         tar: &mut TarReader<S>,
     ) -> Result<(), ImageError> {
-        let dir = self.parent(parent)?;
         let path = place::join(parent, name);
+        let dir = self.parent(parent, &path)?;
         self.links.remove(&path);
         let os_name = OsStr::from_bytes(name);
         match &entry.kind {
@@ -228,7 +231,7 @@ impl<'a> Extractor<'a> {
                     .map_err(self.failed("make the fifo", &path))?;
             }
             // By the kernel's convention this is a whiteout, whatever the tar calls it.
-            Kind::Char(0, 0) => return self.whiteout(parent, name),
+            Kind::Char(0, 0) => return self.whiteout(parent, name, &path),
             Kind::Char(major, minor) => {
                 if !self.device(&dir, name, &path, FileType::CharacterDevice, *major, *minor)? {
                     return Ok(());
@@ -281,8 +284,12 @@ impl<'a> Extractor<'a> {
         }
     }
 
-    /// The directory at `path`, made when it is not there.
-    pub(super) fn parent(&mut self, path: &[u8]) -> Result<std::rc::Rc<OwnedFd>, ImageError> {
+    /// The directory at `path`, made when it is not there. `entry`: who needs it, for messages.
+    pub(super) fn parent(
+        &mut self,
+        path: &[u8],
+        entry: &[u8],
+    ) -> Result<std::rc::Rc<OwnedFd>, ImageError> {
         match self.dirs.get(path) {
             Ok(fd) => return Ok(fd),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
@@ -302,9 +309,10 @@ impl<'a> Extractor<'a> {
                 Some(FileType::Directory) => {}
                 Some(FileType::Symlink) => {
                     let link = String::from_utf8_lossy(here).into_owned();
-                    return Err(
-                        self.refuse(path, format!("the path leads through the symlink {link:?}"))
-                    );
+                    return Err(self.refuse(
+                        entry,
+                        format!("the path leads through the symlink {link:?}"),
+                    ));
                 }
                 Some(FileType::CharacterDevice) if is_whiteout(dir.as_fd(), name) => {
                     self.make_room(dir.as_fd(), name, here)?;
@@ -313,7 +321,7 @@ impl<'a> Extractor<'a> {
                 }
                 Some(_) => {
                     let file = String::from_utf8_lossy(here).into_owned();
-                    return Err(self.refuse(path, format!("{file:?} is no directory")));
+                    return Err(self.refuse(entry, format!("{file:?} is no directory")));
                 }
                 None => {
                     self.links.remove(here);
@@ -428,6 +436,15 @@ impl<'a> Extractor<'a> {
         }
         Ok(())
     }
+}
+
+/// A line that tells of an attribute that was left out.
+pub(super) fn lost(path: &[u8], name: &[u8]) -> String {
+    format!(
+        "{}: {}",
+        String::from_utf8_lossy(path),
+        String::from_utf8_lossy(name)
+    )
 }
 
 /// Adds a line to a list of bounded length.

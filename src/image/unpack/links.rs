@@ -81,7 +81,7 @@ impl Extractor<'_> {
             let mut left = Vec::new();
             for (path, (target, entry)) in links {
                 let (parent, name) = place::split(&path);
-                let dir = self.parent(parent)?;
+                let dir = self.parent(parent, &path)?;
                 let (target_parent, target_name) = place::split(&target);
                 if self.link(dir.as_fd(), name, &path, target_parent, target_name)? {
                     self.dress_link(dir.as_fd(), name, &entry, &path)?;

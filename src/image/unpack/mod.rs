@@ -52,7 +52,7 @@ pub struct LayerInfo {
     /// below shows there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<String>,
-    /// Extended attributes that this process may not set, as `PATH: NAME`.
+    /// Extended attributes that this process may not set, and ACLs that name users without their ids, as `PATH: NAME`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub xattrs: Vec<String>,
     /// Entries that belong to the process, because it may not give them their owner.
