@@ -12,16 +12,9 @@ use super::{CliError, container, output};
 use crate::image::{Exported, ImportSource, NewImage, Store, StoredImage};
 use crate::mount::{self, MountError};
 
-/// Makes an image of what a mount or a container changes
-///
-/// The new image has one layer more than the mount's: it takes time in proportion to the changes. A mount of plain
-/// directories becomes an image of one layer, with all that it shows. Programs that write to a mount meanwhile
-/// are not held up; a container stands still.
+/// What a commit's image is to be called and to say.
 #[derive(Args, Debug)]
-pub(super) struct CommitArgs {
-    /// Where it is mounted; or the name or id of a container
-    #[arg(value_name = "DIR|CONTAINER")]
-    target: PathBuf,
+pub(super) struct NewImageArgs {
     /// The new image's name; without one it is found by its id
     #[arg(value_name = "REFERENCE")]
     reference: Option<String>,
@@ -37,6 +30,35 @@ pub(super) struct CommitArgs {
     /// Let a container stand still meanwhile (the default), or run on: --pause=false
     #[arg(short, long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
     pause: bool,
+}
+
+impl NewImageArgs {
+    /// What the image is to be, and whether a container is to stand still.
+    pub(super) fn parts(self, created_by: &str) -> (NewImage, bool) {
+        let new = NewImage {
+            reference: self.reference,
+            author: self.author,
+            message: self.message,
+            changes: self.changes,
+            created_by: created_by.to_owned(),
+            platform: None,
+        };
+        (new, self.pause)
+    }
+}
+
+/// Makes an image of what a mount or a container changes
+///
+/// The new image has one layer more than the mount's: it takes time in proportion to the changes. A mount of plain
+/// directories becomes an image of one layer, with all that it shows. Programs that write to a mount meanwhile
+/// are not held up; a container stands still.
+#[derive(Args, Debug)]
+pub(super) struct CommitArgs {
+    /// Where it is mounted; or the name or id of a container
+    #[arg(value_name = "DIR|CONTAINER")]
+    target: PathBuf,
+    #[command(flatten)]
+    new: NewImageArgs,
     /// Print nothing
     #[arg(short, long)]
     quiet: bool,
@@ -44,20 +66,13 @@ pub(super) struct CommitArgs {
 
 impl CommitArgs {
     pub(super) fn run(self, store: &Store) -> Result<(), CliError> {
-        let new = NewImage {
-            reference: self.reference,
-            author: self.author,
-            message: self.message,
-            changes: self.changes,
-            created_by: "acetate commit".to_owned(),
-            platform: None,
-        };
+        let (new, pause) = self.new.parts("acetate commit");
         let image = match mount::find(&self.target) {
             Ok(record) => mount::commit(&record, store, &new)?,
             Err(MountError::NotMounted(_) | MountError::Path(..))
                 if container::is_meant(&self.target, store) =>
             {
-                container::commit(&self.target, store, new, self.pause)?
+                container::commit(&self.target, store, new, pause)?
             }
             Err(e) => return Err(e.into()),
         };

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::{Place, attachment, ended};
+use crate::cli::image_commit::NewImageArgs;
 use crate::cli::{CliError, output};
 use crate::container::{
     Connection, Container, ContainerError, Containers, Exec, Status, exec, paused,
@@ -135,35 +136,15 @@ impl ContainerDiffArgs {
 pub(in crate::cli) struct CommitArgs {
     /// A name or id
     container: String,
-    /// The new image's name; without one it is found by its id
-    #[arg(value_name = "REFERENCE")]
-    reference: Option<String>,
-    /// Who makes it
-    #[arg(short, long)]
-    author: Option<String>,
-    /// Why
-    #[arg(short, long)]
-    message: Option<String>,
-    /// Change the configuration by an instruction of a Dockerfile, such as 'CMD ["httpd"]'
-    #[arg(short, long = "change", value_name = "INSTRUCTION")]
-    changes: Vec<String>,
-    /// Let the container stand still meanwhile (the default), or run on: --pause=false
-    #[arg(short, long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
-    pause: bool,
+    #[command(flatten)]
+    new: NewImageArgs,
 }
 
 impl CommitArgs {
     pub(super) fn run(self, place: &Place) -> Result<(), CliError> {
         let container = place.containers.find(&self.container)?;
-        let new = NewImage {
-            reference: self.reference,
-            author: self.author,
-            message: self.message,
-            changes: self.changes,
-            created_by: String::new(),
-            platform: None,
-        };
-        let image = commit(&place.containers, &place.store, &container, new, self.pause)?;
+        let (new, pause) = self.new.parts("");
+        let image = commit(&place.containers, &place.store, &container, new, pause)?;
         Ok(output::line(image.id.as_ref())?)
     }
 }
