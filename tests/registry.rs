@@ -12,6 +12,8 @@ mod common;
 mod build;
 #[path = "registry/faults.rs"]
 mod faults;
+#[path = "registry/gate.rs"]
+mod gate;
 #[path = "registry/killed.rs"]
 mod killed;
 #[path = "registry/login.rs"]
@@ -24,6 +26,10 @@ mod reference;
 mod server;
 #[path = "registry/stand.rs"]
 mod stand;
+#[path = "registry/terminal.rs"]
+mod terminal;
+#[path = "registry/tokens.rs"]
+mod tokens;
 #[path = "registry/tools.rs"]
 mod tools;
 #[path = "registry/transfer.rs"]

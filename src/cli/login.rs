@@ -83,17 +83,17 @@ fn ask(prompt: &str, secret: bool) -> Result<String, CliError> {
             "standard input is no terminal to ask at: use --username and --password-stdin".into(),
         ));
     }
-    let mut stderr = io::stderr();
-    write!(stderr, "{prompt}")?;
-    stderr.flush()?;
     let before = termios::tcgetattr(&stdin).map_err(io::Error::from)?;
     if secret {
         let mut quiet = before.clone();
         quiet.local_modes.remove(LocalModes::ECHO);
         termios::tcsetattr(&stdin, OptionalActions::Flush, &quiet).map_err(io::Error::from)?;
     }
+    // Only now: whoever types at once is not shown either.
+    let mut stderr = io::stderr();
+    let asked = write!(stderr, "{prompt}").and_then(|()| stderr.flush());
     let mut line = String::new();
-    let read = stdin.lock().read_line(&mut line);
+    let read = asked.and_then(|()| stdin.lock().read_line(&mut line));
     if secret {
         termios::tcsetattr(&stdin, OptionalActions::Flush, &before).map_err(io::Error::from)?;
         writeln!(stderr)?;

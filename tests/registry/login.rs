@@ -22,7 +22,7 @@ fn guarded(stand: &Stand) -> Server {
 }
 
 /// `login` with the password on standard input.
-fn login(stand: &Stand, host: &str, password: &str) -> (bool, String) {
+pub fn login(stand: &Stand, host: &str, password: &str) -> (bool, String) {
     let mut child = stand
         .command("a", &["login", "-u", USER, "--password-stdin", host])
         .stdin(Stdio::piped())
@@ -187,7 +187,7 @@ fn credentials_of_others_are_used_and_kept() {
 }
 
 /// An authority, and a certificate of it for this machine.
-fn certificates(stand: &Stand) -> (std::path::PathBuf, std::path::PathBuf, std::path::PathBuf) {
+pub fn certificates(stand: &Stand) -> (std::path::PathBuf, std::path::PathBuf, std::path::PathBuf) {
     let at = |name: &str| stand.scratch.join(name);
     let openssl = |arguments: &[&str]| {
         program::must(

@@ -21,6 +21,8 @@ pub struct Setup {
     pub login: Option<(&'static str, &'static str)>,
     /// A certificate and its key.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// The authority of whom it lets in.
+    pub client_authority: Option<PathBuf>,
 }
 
 /// Whether there is a registry to start.
@@ -55,10 +57,14 @@ impl Server {
         let mut http = format!("addr: \"{address}\"");
         if let Some((certificate, key)) = &setup.tls {
             http.push_str(&format!(
-                ", tls: {{certificate: \"{}\", key: \"{}\"}}",
+                ", tls: {{certificate: \"{}\", key: \"{}\"",
                 certificate.display(),
                 key.display()
             ));
+            if let Some(authority) = &setup.client_authority {
+                http.push_str(&format!(", clientcas: [\"{}\"]", authority.display()));
+            }
+            http.push('}');
         }
         let mut config = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: \"{}\"}}, delete: {{enabled: true}}}}\nhttp: {{{http}}}\n",
