@@ -19,3 +19,5 @@ mod rig;
 mod story;
 #[path = "container/terminal.rs"]
 mod terminal;
+#[path = "container/volumes.rs"]
+mod volumes;

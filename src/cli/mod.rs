@@ -69,6 +69,7 @@ enum Command {
     Container(container::ContainerArgs),
     #[command(flatten)]
     Containers(container::ContainerCommand),
+    Volume(container::VolumeArgs),
     Bench(bench::BenchArgs),
     #[cfg(feature = "snapshotter")]
     Snapshotter(snapshotter::SnapshotterArgs),
@@ -238,6 +239,7 @@ impl Cli {
             Command::Image(arguments) => arguments.run(self.root),
             Command::Container(arguments) => arguments.run(self.root),
             Command::Containers(command) => command.run(self.root),
+            Command::Volume(arguments) => arguments.run(self.root),
             Command::Bench(arguments) => arguments.run(self.root),
             #[cfg(feature = "snapshotter")]
             Command::Snapshotter(arguments) => arguments.run(self.root),

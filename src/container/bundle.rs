@@ -229,20 +229,24 @@ fn mounts(container: &Container) -> Vec<Value> {
             &["nosuid", "noexec", "nodev", "relatime", "ro"],
         ),
     ];
-    for file in HOST_FILES {
-        let source = container.path(file).display().to_string();
-        let target = format!("/etc/{file}");
-        if !settings.volumes.iter().any(|v| v.target == target) {
-            all.push(mount(&target, "bind", &source, &["bind", "rprivate"]));
-        }
-    }
-    for volume in &settings.volumes {
+    // One below another comes after it.
+    let mut volumes: Vec<_> = settings.volumes.iter().collect();
+    volumes.sort_by_key(|volume| volume.target.split('/').count());
+    for volume in volumes {
         let mut options = vec!["rbind"];
         options.extend(volume.options.iter().map(String::as_str));
         if !volume.options.iter().any(|o| is_propagation(o)) {
             options.push("rprivate");
         }
         all.push(mount(&volume.target, "bind", &volume.source, &options));
+    }
+    // A volume may lie at /etc.
+    for file in HOST_FILES {
+        let source = container.path(file).display().to_string();
+        let target = format!("/etc/{file}");
+        if !settings.volumes.iter().any(|v| v.target == target) {
+            all.push(mount(&target, "bind", &source, &["bind", "rprivate"]));
+        }
     }
     all
 }

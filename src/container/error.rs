@@ -58,6 +58,22 @@ pub enum ContainerError {
         /// Who has it.
         id: String,
     },
+    /// There is no such volume.
+    #[error("no such volume: {0}")]
+    NoSuchVolume(String),
+    /// A name that cannot be a volume's.
+    #[error(
+        "invalid volume name {0:?}: only [a-zA-Z0-9][a-zA-Z0-9_.-]+ are allowed; a directory of the host is written with a slash, such as ./data"
+    )]
+    InvalidVolumeName(String),
+    /// A container has it.
+    #[error("volume {volume} is in use by container {user}: remove that first")]
+    VolumeInUse {
+        /// The volume.
+        volume: String,
+        /// The container.
+        user: String,
+    },
     /// What was asked for makes no sense.
     #[error("{0}")]
     Usage(String),
@@ -132,7 +148,9 @@ impl ContainerError {
     /// The exit code of every other command: 2 for what was asked wrongly, 1 for what failed.
     pub fn exit_code(&self) -> u8 {
         match self {
-            ContainerError::Usage(_) | ContainerError::InvalidName(_) => 2,
+            ContainerError::Usage(_)
+            | ContainerError::InvalidName(_)
+            | ContainerError::InvalidVolumeName(_) => 2,
             ContainerError::Mount(e) => e.exit_code(),
             ContainerError::NotFound(_)
             | ContainerError::NotExecutable(_)

@@ -25,8 +25,10 @@ const GONE: &str = ".gone";
 pub struct Gone {
     /// Immutable: its folder.
     dir: PathBuf,
-    /// Immutable: the store's.
-    root: PathBuf,
+    /// Immutable: where it was.
+    containers: Containers,
+    /// Immutable: its volumes without a name go with it.
+    volumes: bool,
     /// Tells others that somebody is at it.
     _held: File,
 }
@@ -50,8 +52,12 @@ fn hold(dir: &Path) -> io::Result<Option<File>> {
 }
 
 impl Containers {
-    /// Takes a container out of sight. The caller holds the container's lock, and nothing is mounted there.
-    pub(super) fn set_aside(&self, container: &Container) -> Result<Gone, ContainerError> {
+    /// Takes a container out of sight; `volumes`: its volumes without a name are to go with it. The caller holds the container's lock, and nothing is mounted there.
+    pub(super) fn set_aside(
+        &self,
+        container: &Container,
+        volumes: bool,
+    ) -> Result<Gone, ContainerError> {
         let _lock = self.lock()?;
         let failed = || ContainerError::io::<io::Error>("remove", &container.dir);
         let held = hold(&container.dir)
@@ -61,7 +67,8 @@ impl Containers {
         fs::rename(&container.dir, &dir).map_err(failed())?;
         Ok(Gone {
             dir,
-            root: self.root().to_owned(),
+            containers: self.clone(),
+            volumes: volumes || container.record.settings.remove,
             _held: held,
         })
     }
@@ -83,7 +90,8 @@ impl Containers {
             if let Some(held) = hold(&dir).map_err(ContainerError::io("lock", &dir))? {
                 found.push(Gone {
                     dir,
-                    root: self.root().to_owned(),
+                    containers: self.clone(),
+                    volumes: false,
                     _held: held,
                 });
             }
@@ -93,9 +101,12 @@ impl Containers {
 }
 
 impl Gone {
-    /// The runtime keeps cgroups as long as it knows the container.
+    /// The runtime keeps cgroups as long as it knows the container, and volumes are in the way of nobody.
     fn forget(&self) -> Result<(), ContainerError> {
         let container = Container::open(self.dir.clone())?;
+        if self.volumes || container.record.settings.remove {
+            self.containers.remove_anonymous(&container);
+        }
         if is_known_to_runtime(&container) {
             Runtime::find(container.record.settings.runtime.as_deref())?
                 .call(&container, &["delete", "--force"])?;
@@ -107,7 +118,11 @@ impl Gone {
     fn remove(&self) -> io::Result<()> {
         let name = self.dir.file_stem().unwrap_or_default().to_string_lossy();
         let short = name.get(..12).unwrap_or(&name);
-        let place = self.root.join("tmp").join(format!("container-{short}"));
+        let place = self
+            .containers
+            .root()
+            .join("tmp")
+            .join(format!("container-{short}"));
         fs::rename(&self.dir, &place)?;
         remove_tree(&place)
     }
@@ -148,7 +163,7 @@ mod tests {
                 })
                 .unwrap()
         };
-        let gone = containers.set_aside(&make("aa")).unwrap();
+        let gone = containers.set_aside(&make("aa"), false).unwrap();
         // Its name is free.
         let again = make("aa");
         assert!(containers.leftovers().unwrap().is_empty());

@@ -1,5 +1,6 @@
 //! What is done with containers from outside of their monitors.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,7 +16,7 @@ use super::record::{
     Container, ContainerLock, Containers, Network, Record, Settings, State, Status, boot_id, now,
 };
 use super::runtime::Runtime;
-use super::{bundle, names, users};
+use super::{bundle, names, users, volume};
 use crate::mount::{self, Background, MountError, MountOptions, MountRequest, Source};
 use crate::sys::daemon::{Forked, detach_stdio, fork_daemon, outlive_starter};
 use crate::union::{Change, ChangeKind};
@@ -151,42 +152,69 @@ pub struct NewContainer {
     pub settings: Settings,
 }
 
+/// Whether this process may make and run containers.
+pub fn may_run() -> Result<(), ContainerError> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(ContainerError::Usage(
+        "containers are run by root here: without root use podman, with acetate as its mount program".into(),
+    ))
+}
+
 impl Containers {
     /// Makes a container.
     pub fn make(&self, new: NewContainer) -> Result<Container, ContainerError> {
-        if !rustix::process::geteuid().is_root() {
-            return Err(ContainerError::Usage(
-                "containers are run by root here: without root use podman, with acetate as its mount program".into(),
-            ));
-        }
+        may_run()?;
         drop(self.leftovers()?);
+        let random = |e| ContainerError::io("read", "/dev/urandom")(e);
         let id = match new.id {
             Some(id) => id,
-            None => names::new_id().map_err(ContainerError::io("read", "/dev/urandom"))?,
+            None => names::new_id().map_err(random)?,
         };
-        self.create(id, new.name.as_deref(), |id, name| Record {
+        let mut settings = new.settings;
+        for volume in &mut settings.volumes {
+            if volume.anonymous {
+                volume.name = Some(names::new_id().map_err(random)?);
+            }
+            if let Some(name) = &volume.name {
+                let data = volume::data_of(self.root(), name);
+                volume.source = data.display().to_string();
+            }
+        }
+        let container = self.create(id, new.name.as_deref(), |id, name| Record {
             id,
             name,
             created: now(),
             image: new.image,
             image_id: new.image_id,
             platform: new.platform,
-            settings: new.settings,
-        })
+            settings,
+        })?;
+        for volume in &container.record.settings.volumes {
+            if let Some(name) = &volume.name
+                && let Err(e) = self.ensure_volume(name, volume.anonymous, BTreeMap::new())
+            {
+                drop(self.remove(&container, false, true)?);
+                return Err(e);
+            }
+        }
+        Ok(container)
     }
 
-    /// Removes a container that does not run; `force`: one that does is killed first. Its files go when what is
-    /// returned is dropped.
+    /// Removes a container that does not run; `force`: one that does is killed first; `volumes`: with those of its
+    /// volumes that nobody gave a name. Its files go when what is returned is dropped.
     pub fn remove(
         &self,
         container: &Container,
         force: bool,
+        volumes: bool,
     ) -> Result<Option<Gone>, ContainerError> {
         let Some(lock) = self.lock_for_removal(container, force)? else {
             return Ok(None);
         };
         settle_locked(container, container.written_state()?)?;
-        let gone = self.set_aside(container)?;
+        let gone = self.set_aside(container, volumes)?;
         drop(lock);
         Ok(Some(gone))
     }

@@ -1,10 +1,13 @@
 //! The output that a container leaves: lines of a time, a stream, `F` or `P` (a part, whose line goes on), and the text,
 //! as Kubernetes and podman keep theirs. Bytes stay as they are.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
-use super::record::now;
+use super::record::{Container, LogLimit, now};
 
 /// A longer part is cut: whoever reads the log need not hold it whole.
 const LONGEST: usize = 16 << 10;
@@ -29,8 +32,146 @@ pub struct Entry {
     pub text: Vec<u8>,
 }
 
-/// Writes output to a log, as it comes.
-pub(super) fn append(log: &mut File, stream: Stream, output: &[u8]) -> io::Result<()> {
+/// The log of a container, on its monitor's side.
+#[derive(Debug)]
+pub(super) struct LogFile {
+    /// Immutable: the newest file; an older one has `.1` behind its name, and so on.
+    path: PathBuf,
+    file: File,
+    /// Bytes in the newest file.
+    written: u64,
+    /// Immutable.
+    limit: Option<LogLimit>,
+}
+
+fn older(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    if number > 0 {
+        name.push(format!(".{number}"));
+    }
+    name.into()
+}
+
+fn open_end(path: &Path) -> io::Result<File> {
+    File::options().append(true).create(true).open(path)
+}
+
+impl LogFile {
+    /// Opens it, to be gone on with.
+    pub(super) fn open(path: PathBuf, limit: Option<LogLimit>) -> io::Result<LogFile> {
+        let file = open_end(&path)?;
+        Ok(LogFile {
+            written: file.metadata()?.len(),
+            path,
+            file,
+            limit,
+        })
+    }
+
+    /// Writes output, as it comes.
+    pub(super) fn append(&mut self, stream: Stream, output: &[u8]) -> io::Result<()> {
+        let lines = format(stream, output)?;
+        let length = lines.len() as u64;
+        if let Some(limit) = self.limit
+            && self.written > 0
+            && self.written + length > limit.size
+        {
+            self.rotate(limit.files)?;
+        }
+        self.file.write_all(&lines)?;
+        self.written += length;
+        Ok(())
+    }
+
+    /// The oldest file goes, and a new one is begun. Whoever reads one goes on reading it.
+    fn rotate(&mut self, files: u32) -> io::Result<()> {
+        for number in (0..files.saturating_sub(1)).rev() {
+            match fs::rename(older(&self.path, number), older(&self.path, number + 1)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+        if files < 2 {
+            fs::remove_file(&self.path)?;
+        }
+        self.file = open_end(&self.path)?;
+        self.written = 0;
+        Ok(())
+    }
+}
+
+/// The log of a container, on the side of those who read it.
+#[derive(Debug)]
+pub struct LogReader {
+    /// Immutable: the newest file.
+    path: PathBuf,
+    /// The inode of the last of `left`.
+    newest: Option<u64>,
+    /// The oldest first.
+    left: VecDeque<BufReader<File>>,
+}
+
+impl LogReader {
+    /// Opens it at its beginning. One that is not there yet is empty.
+    pub fn open(container: &Container) -> io::Result<LogReader> {
+        let mut reader = LogReader {
+            path: container.path("log"),
+            newest: None,
+            left: VecDeque::new(),
+        };
+        reader.look()?;
+        Ok(reader)
+    }
+
+    /// Opens the files that were begun since the newest one that is known.
+    fn look(&mut self) -> io::Result<bool> {
+        let (known, mut last) = (self.newest, None);
+        let mut found = VecDeque::new();
+        for number in 0.. {
+            let file = match File::open(older(&self.path, number)) {
+                Ok(file) => file,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => break,
+                Err(e) => return Err(e),
+            };
+            let inode = file.metadata()?.ino();
+            if Some(inode) == known {
+                break;
+            }
+            // It got this name after it was opened by the one before.
+            if Some(inode) == last {
+                continue;
+            }
+            if number == 0 {
+                self.newest = Some(inode);
+            }
+            last = Some(inode);
+            found.push_front(BufReader::new(file));
+        }
+        let any = !found.is_empty();
+        self.left.append(&mut found);
+        Ok(any)
+    }
+
+    /// Adds what there is of the next line to `line`: until it ends in a newline, there may be more later.
+    pub fn read_line(&mut self, line: &mut Vec<u8>) -> io::Result<()> {
+        loop {
+            if let Some(file) = self.left.front_mut()
+                && file.read_until(b'\n', line)? > 0
+            {
+                return Ok(());
+            }
+            if self.left.len() > 1 {
+                self.left.pop_front();
+            } else if !self.look()? {
+                return Ok(());
+            }
+            // Once more: it may have been written to until the next one was begun.
+        }
+    }
+}
+
+/// The lines of a log for a piece of output.
+fn format(stream: Stream, output: &[u8]) -> io::Result<Vec<u8>> {
     let word = match stream {
         Stream::Output => "stdout",
         Stream::Error => "stderr",
@@ -53,7 +194,7 @@ pub(super) fn append(log: &mut File, stream: Stream, output: &[u8]) -> io::Resul
             lines.push(b'\n');
         }
     }
-    log.write_all(&lines)
+    Ok(lines)
 }
 
 /// Reads one line of a log, without its end. `None`: it is none.
@@ -76,32 +217,91 @@ pub fn parse(line: &[u8]) -> Option<Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Seek};
+
+    fn reader(path: &Path) -> LogReader {
+        LogReader {
+            path: path.to_owned(),
+            newest: None,
+            left: VecDeque::new(),
+        }
+    }
+
+    fn rest(reader: &mut LogReader) -> Vec<Entry> {
+        let mut found = Vec::new();
+        loop {
+            let mut line = Vec::new();
+            reader.read_line(&mut line).unwrap();
+            match line.strip_suffix(b"\n") {
+                Some(line) => found.push(parse(line).unwrap()),
+                None => return found,
+            }
+        }
+    }
+
+    fn text(entries: &[Entry], stream: Stream) -> Vec<u8> {
+        let of = entries.iter().filter(|e| e.stream == stream);
+        of.flat_map(|e| e.text.clone()).collect()
+    }
 
     #[test]
     fn output_comes_back_byte_by_byte() {
-        let mut log = tempfile::tempfile().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = LogFile::open(path.clone(), None).unwrap();
         let long = vec![b'x'; 3 * LONGEST + 1];
         let pieces: [&[u8]; 6] = [b"a\nb", b"c\n\n", b"\xff\0 \r\n", b"", &long, b"\nno end"];
         for piece in pieces {
-            append(&mut log, Stream::Output, piece).unwrap();
+            log.append(Stream::Output, piece).unwrap();
         }
-        append(&mut log, Stream::Error, b"e").unwrap();
-        let mut bytes = Vec::new();
-        log.rewind().unwrap();
-        log.read_to_end(&mut bytes).unwrap();
-        let entries: Vec<Entry> = bytes
-            .strip_suffix(b"\n")
-            .unwrap()
-            .split(|b| *b == b'\n')
-            .map(|line| parse(line).unwrap())
-            .collect();
-        let text = |stream| -> Vec<u8> {
-            let of = entries.iter().filter(|e| e.stream == stream);
-            of.flat_map(|e| e.text.clone()).collect()
-        };
-        assert_eq!(text(Stream::Output), pieces.concat());
-        assert_eq!(text(Stream::Error), b"e");
+        log.append(Stream::Error, b"e").unwrap();
+        let entries = rest(&mut reader(&path));
+        assert_eq!(text(&entries, Stream::Output), pieces.concat());
+        assert_eq!(text(&entries, Stream::Error), b"e");
         assert_eq!(parse(b"garbage"), None);
+    }
+
+    #[test]
+    fn a_log_with_a_limit_keeps_the_newest_and_its_followers_miss_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let limit = LogLimit {
+            size: 400,
+            files: 3,
+        };
+        let mut log = LogFile::open(path.clone(), Some(limit)).unwrap();
+        let mut follower = reader(&path);
+        let mut followed = Vec::new();
+        let mut all = Vec::new();
+        for n in 0..100 {
+            let line = format!("line {n}\n").into_bytes();
+            log.append(Stream::Output, &line).unwrap();
+            all.extend(line);
+            if n % 7 == 0 {
+                followed.extend(rest(&mut follower));
+            }
+        }
+        followed.extend(rest(&mut follower));
+        assert_eq!(text(&followed, Stream::Output), all);
+        let kept = text(&rest(&mut reader(&path)), Stream::Output);
+        assert!(all.ends_with(&kept) && kept.len() < all.len(), "{kept:?}");
+        let sizes: Vec<u64> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().metadata().unwrap().len())
+            .collect();
+        assert_eq!(sizes.len(), 3);
+        assert!(sizes.iter().all(|size| *size <= 400), "{sizes:?}");
+        // One file alone begins anew.
+        let limit = LogLimit {
+            size: 100,
+            files: 1,
+        };
+        let path = dir.path().join("alone");
+        let mut log = LogFile::open(path.clone(), Some(limit)).unwrap();
+        for _ in 0..10 {
+            log.append(Stream::Output, b"a line of some length\n")
+                .unwrap();
+        }
+        assert!(fs::metadata(&path).unwrap().len() <= 100);
+        assert!(!dir.path().join("alone.1").exists());
     }
 }

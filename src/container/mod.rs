@@ -6,6 +6,7 @@
 //! - `lifecycle`: what commands do with containers;
 //! - `monitor`: the process that looks after a run; `starting`: the command that waits for it;
 //! - `protocol`, `client`: what is said to it, and by whom;
+//! - `volume`, `fill`: directories that outlive containers, and what they begin with;
 //! - `parse`: settings, as users and images write them;
 //! - `bundle`, `users`, `runtime`: what the runtime is given, and how it is called;
 //! - `logs`: the output that is kept.
@@ -15,6 +16,7 @@
 mod bundle;
 mod client;
 mod error;
+mod fill;
 mod gone;
 mod lifecycle;
 mod logs;
@@ -26,15 +28,19 @@ mod record;
 mod runtime;
 mod starting;
 mod users;
+mod volume;
 
 pub use client::{Attachment, Connection, Ended, parse_keys, terminal_size};
 pub use error::ContainerError;
 pub use gone::Gone;
 pub use lifecycle::{
-    Exec, NewContainer, discard_in_background, exec, kill, network, paused, stop, wait,
+    Exec, NewContainer, discard_in_background, exec, kill, may_run, network, paused, stop, wait,
 };
-pub use logs::{Entry, Stream, parse as parse_log};
+pub use logs::{Entry, LogReader, Stream, parse as parse_log};
 pub use monitor::monitor;
 pub use names::is_valid as is_valid_name;
-pub use record::{Container, Containers, Network, Record, Settings, State, Status, Ulimit, Volume};
+pub use record::{
+    Container, Containers, LogLimit, Network, Record, Settings, State, Status, Ulimit, Volume,
+};
 pub use starting::{MONITOR, Standby, Starting};
+pub use volume::{StoredVolume, VolumeRecord};

@@ -7,7 +7,8 @@ use oci_spec::image::{Arch, ImageConfiguration, Os};
 
 use super::bundle::{capability, is_propagation};
 use super::error::ContainerError;
-use super::record::{Settings, Ulimit, Volume};
+use super::names;
+use super::record::{LogLimit, Settings, Ulimit, Volume};
 
 fn usage<T>(text: String) -> Result<T, ContainerError> {
     Err(ContainerError::Usage(text))
@@ -22,27 +23,39 @@ fn is_plain_absolute(path: &str) -> bool {
             .all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
 }
 
-/// Reads `HOST-DIR:CONTAINER-DIR[:OPTIONS]`.
+/// A volume without a name at this place of the container.
+fn anonymous(target: &str) -> Volume {
+    Volume {
+        name: None,
+        anonymous: true,
+        source: String::new(),
+        target: target.to_owned(),
+        options: Vec::new(),
+    }
+}
+
+/// Reads `[HOST-DIR:|NAME:]CONTAINER-DIR[:OPTIONS]`.
 pub fn volume(text: &str) -> Result<Volume, ContainerError> {
     let wrong = |why: &str| usage(format!("volume {text:?}: {why}"));
     let mut fields = text.splitn(3, ':');
-    let (Some(source), Some(target)) = (fields.next(), fields.next()) else {
-        return wrong("write it as HOST-DIRECTORY:CONTAINER-DIRECTORY[:ro]");
+    let (source, target) = match (fields.next(), fields.next()) {
+        (Some(source), Some(target)) => (Some(source), target),
+        (target, _) => (None, target.unwrap_or_default()),
     };
-    if !source.starts_with('/') && !source.starts_with('.') {
-        return wrong("named volumes are not made here: name a directory, such as ./data:/data");
-    }
-    if !is_plain_absolute(target) || target.trim_end_matches('/').is_empty() {
-        return wrong(
-            "the directory in the container must be an absolute path without .., and not /",
-        );
-    }
-    let mut options = Vec::new();
+    let target = match target.trim_end_matches('/') {
+        plain if is_plain_absolute(plain) => plain,
+        _ => {
+            return wrong(
+                "the directory in the container must be an absolute path without .., and not /",
+            );
+        }
+    };
+    let mut volume = anonymous(target);
     for option in fields.next().unwrap_or_default().split(',') {
         match option {
             "" => {}
-            "ro" | "rw" => options.push(option.to_owned()),
-            option if is_propagation(option) => options.push(option.to_owned()),
+            "ro" | "rw" => volume.options.push(option.to_owned()),
+            option if is_propagation(option) => volume.options.push(option.to_owned()),
             _ => {
                 return wrong(&format!(
                     "unknown option {option:?}: ro, rw and the kinds of propagation are known"
@@ -50,15 +63,33 @@ pub fn volume(text: &str) -> Result<Volume, ContainerError> {
             }
         }
     }
+    let Some(source) = source else {
+        return Ok(volume);
+    };
+    volume.anonymous = false;
+    if !source.starts_with('/') && !source.starts_with('.') {
+        if !names::is_valid(source) {
+            return Err(ContainerError::InvalidVolumeName(source.to_owned()));
+        }
+        volume.name = Some(source.to_owned());
+        return Ok(volume);
+    }
     let absolute = std::path::absolute(source).map_err(ContainerError::io("find", source))?;
     let Some(source) = absolute.to_str() else {
         return wrong("the path is no UTF-8, which the runtime's configuration must be");
     };
-    Ok(Volume {
-        source: source.to_owned(),
-        target: target.to_owned(),
-        options,
-    })
+    source.clone_into(&mut volume.source);
+    Ok(volume)
+}
+
+/// Adds what a user asks for to what the image asks for, which it takes the place of.
+pub fn add_volume(volumes: &mut Vec<Volume>, volume: Volume) -> Result<(), ContainerError> {
+    volumes.retain(|other| !(other.anonymous && other.target == volume.target));
+    if volumes.iter().any(|other| other.target == volume.target) {
+        return usage(format!("two volumes at {}", volume.target));
+    }
+    volumes.push(volume);
+    Ok(())
 }
 
 /// Reads `NAME=SOFT[:HARD]`.
@@ -101,6 +132,44 @@ pub fn ulimit(text: &str) -> Result<Ulimit, ContainerError> {
             "ulimit {text:?}: write it as NAME=SOFT[:HARD], such as nofile=1024:2048"
         )),
     }
+}
+
+/// Reads `NAME=VALUE` of a log: `max-size`, such as `10m`, and `max-file`.
+pub fn log_option(settings: &mut Settings, text: &str) -> Result<(), ContainerError> {
+    let limit = settings.log_limit.unwrap_or(LogLimit { size: 0, files: 1 });
+    let read = match text.split_once('=') {
+        Some(("max-size", value)) => bytes(value).map(|size| LogLimit { size, ..limit }),
+        Some(("max-file", value)) => {
+            let files = value.parse().ok().filter(|files| (1..=100).contains(files));
+            files.map(|files| LogLimit { files, ..limit })
+        }
+        _ => None,
+    };
+    match read {
+        Some(limit) => settings.log_limit = Some(limit),
+        None => {
+            return usage(format!(
+                "log option {text:?}: max-size=SIZE, such as 10m, and max-file=1 to 100 are known"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A number of bytes, at least one, with `k`, `m` or `g` behind it for powers of 1024.
+fn bytes(text: &str) -> Option<u64> {
+    let (number, unit) = match text.strip_suffix(['k', 'K']) {
+        Some(number) => (number, 1 << 10),
+        None => match text.strip_suffix(['m', 'M']) {
+            Some(number) => (number, 1 << 20),
+            None => match text.strip_suffix(['g', 'G']) {
+                Some(number) => (number, 1 << 30),
+                None => (text, 1),
+            },
+        },
+    };
+    let number: u64 = number.parse().ok()?;
+    number.checked_mul(unit).filter(|bytes| *bytes > 0)
 }
 
 /// Reads the name or number of a signal.
@@ -221,11 +290,16 @@ pub fn from_image(
     if !is_plain_absolute(&workdir) {
         return Err(wrong(format!("{workdir:?} is no working directory")));
     }
+    let mut volumes = Vec::new();
     for path in config.volumes().iter().flatten() {
-        if !is_plain_absolute(path) {
+        let target = path.trim_end_matches('/');
+        if !is_plain_absolute(target) {
             return Err(wrong(format!(
-                "{path:?} is no place for a volume: it must be an absolute path without .."
+                "{path:?} is no place for a volume: it must be an absolute path without .., and not /"
             )));
+        }
+        if !volumes.iter().any(|v: &Volume| v.target == target) {
+            volumes.push(anonymous(target));
         }
     }
     let mut env = Vec::new();
@@ -240,6 +314,7 @@ pub fn from_image(
         workdir,
         user: config.user().clone().unwrap_or_default(),
         stop_signal,
+        volumes,
         labels: config
             .labels()
             .clone()
@@ -260,9 +335,23 @@ mod tests {
         assert_eq!((plain.source.as_str(), plain.target.as_str()), ("/a", "/b"));
         assert_eq!(volume("/a:/b:ro,rslave").unwrap().options, ["ro", "rslave"]);
         assert!(volume("./a:/b").unwrap().source.ends_with("/a"));
+        let named = volume("data:/b/:ro").unwrap();
+        assert_eq!(
+            (named.name.as_deref(), named.target.as_str()),
+            (Some("data"), "/b")
+        );
+        let without = volume("/b").unwrap();
+        assert!(without.anonymous && without.name.is_none() && without.target == "/b");
+        let mut all = vec![without];
+        add_volume(&mut all, named.clone()).unwrap();
+        assert_eq!(all.len(), 1);
+        assert!(add_volume(&mut all, plain).is_err());
         for bad in [
-            "/a",
-            "data:/b",
+            "",
+            "/",
+            "a",
+            "a b:/b",
+            "-a:/b",
             "/a:b",
             "/a:/",
             "/a:/../b",
@@ -283,6 +372,20 @@ mod tests {
         assert_eq!(ulimit("core=unlimited").unwrap().hard, u64::MAX);
         for bad in ["nofile", "nofile=x", "frob=1", "nofile=20:10"] {
             assert!(ulimit(bad).is_err(), "{bad}");
+        }
+        let mut settings = Settings::default();
+        log_option(&mut settings, "max-file=3").unwrap();
+        log_option(&mut settings, "max-size=2k").unwrap();
+        let limit = settings.log_limit.unwrap();
+        assert_eq!((limit.size, limit.files), (2048, 3));
+        for bad in [
+            "max-size",
+            "max-size=0",
+            "max-size=1x",
+            "max-file=0",
+            "frob=1",
+        ] {
+            assert!(log_option(&mut settings, bad).is_err(), "{bad}");
         }
         for (text, number) in [("TERM", 15), ("sigkill", 9), ("10", 10)] {
             assert_eq!(signal(text).unwrap(), number);

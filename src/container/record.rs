@@ -10,7 +10,7 @@
 //!   ID/rootfs             where it is mounted while it runs
 //!   ID/config.json        the bundle, written at each start
 //!   ID/hosts, hostname, resolv.conf   bound over the files of these names
-//!   ID/log                its output
+//!   ID/log, log.1, ...    its output
 //!   ID/monitor.log        what goes wrong in its monitor and in the daemon of its mount
 //!   ID/attach.sock        where its monitor listens
 //!   ID/runtime/           what the runtime keeps
@@ -39,10 +39,16 @@ const NEW: &str = ".new";
 /// The fewest characters of an id that are taken for one.
 const MIN_ID: usize = 2;
 
-/// A directory of the host that the container sees.
+/// A directory that the container sees: one of the host, or a volume of the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
-    /// Absolute.
+    /// The volume of the store; `None`: a directory of the host, or one that has not been given its name yet.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// A volume of the store that nobody gave a name.
+    #[serde(default)]
+    pub anonymous: bool,
+    /// Absolute; empty for a volume whose container has not been made.
     pub source: String,
     /// Absolute, in the container.
     pub target: String,
@@ -59,6 +65,15 @@ pub struct Ulimit {
     pub soft: u64,
     /// The hard limit.
     pub hard: u64,
+}
+
+/// How much of the output is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLimit {
+    /// Bytes of a file, from which on a new one is begun.
+    pub size: u64,
+    /// How many files there are at most, at least 1.
+    pub files: u32,
 }
 
 /// What a container has of the network.
@@ -105,6 +120,9 @@ pub struct Settings {
     pub stop_signal: i32,
     /// Labels, the image's included.
     pub labels: BTreeMap<String, String>,
+    /// `None`: all of the output is kept.
+    #[serde(default)]
+    pub log_limit: Option<LogLimit>,
     /// Capabilities beyond the default ones.
     pub cap_add: Vec<String>,
     /// Default capabilities that it lacks.
@@ -238,7 +256,7 @@ fn open_lock(path: &Path) -> Result<File, ContainerError> {
 }
 
 /// Writes a file in the place of another. `durable`: also after a power cut it is one of the two.
-fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), ContainerError> {
+pub(super) fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), ContainerError> {
     let failed = || ContainerError::io::<io::Error>("write", path);
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
     let mut file = File::create(&temporary).map_err(failed())?;
@@ -249,7 +267,7 @@ fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), ContainerErro
     fs::rename(&temporary, path).map_err(failed())
 }
 
-fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, ContainerError> {
+pub(super) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, ContainerError> {
     let bytes = fs::read(path).map_err(ContainerError::io("read", path))?;
     serde_json::from_slice(&bytes).map_err(|source| ContainerError::Json {
         path: path.to_owned(),
@@ -257,7 +275,7 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, ContainerEr
     })
 }
 
-fn to_json<T: Serialize>(value: &T, path: &Path) -> Result<Vec<u8>, ContainerError> {
+pub(super) fn to_json<T: Serialize>(value: &T, path: &Path) -> Result<Vec<u8>, ContainerError> {
     serde_json::to_vec_pretty(value).map_err(|source| ContainerError::Json {
         path: path.to_owned(),
         source,

@@ -22,7 +22,8 @@ fn what_cannot_be_run_is_told_and_leaves_nothing() {
         (125, &["--net", "bridge", "bb"], "none and host"),
         (125, &["--name", "a/b", "bb"], "invalid container name"),
         (125, &["-u", "nobody", "bb"], "unable to find user nobody"),
-        (125, &["-v", "named:/x", "bb"], "named volumes"),
+        (125, &["-v", "a b:/x", "bb"], "invalid volume name"),
+        (125, &["-v", "aa:/x", "-v", "bb:/x", "bb"], "two volumes"),
         (125, &["-v", "/no/such/dir:/x", "bb"], "/no/such/dir"),
         (125, &["-v", "/tmp:/../x", "bb"], "absolute path"),
         (125, &["-w", "relative", "bb"], "absolute path"),
@@ -69,6 +70,32 @@ fn without_a_runtime_nothing_is_run() {
         finished.text
     );
     rig.must(&["container", "prune"]);
+    rig.nothing_is_left();
+}
+
+#[test]
+fn without_root_nothing_is_run_and_what_does_is_named() {
+    require!(able());
+    require!(crate::common::program::find("setpriv").map(drop));
+    let rig = Rig::new("plain");
+    let home = rig.scratch.dir("home");
+    std::os::unix::fs::chown(&home, Some(2000), Some(2000)).unwrap();
+    // The build directory may lie where a plain user may not look.
+    let binary = home.join("acetate");
+    fs::copy(rig.command(&[]).get_program(), &binary).unwrap();
+    let store = home.join("store");
+    for words in [["run", "bb"], ["create", "bb"]] {
+        let mut command = std::process::Command::new("setpriv");
+        command
+            .args(["--reuid", "2000", "--regid", "2000", "--clear-groups"])
+            .arg(&binary)
+            .args(words)
+            .env("ACETATE_ROOT", &store);
+        let finished = crate::common::program::run(&mut command, LIMIT);
+        let code = if words[0] == "run" { 125 } else { 2 };
+        assert_eq!(finished.code(), Some(code), "{}", finished.text);
+        assert!(finished.text.contains("use podman"), "{}", finished.text);
+    }
     rig.nothing_is_left();
 }
 

@@ -346,3 +346,32 @@ fn the_monitors_log_is_beside_that_of_the_program() {
     rig.must(&["rm", "aa"]);
     rig.nothing_is_left();
 }
+
+#[test]
+fn a_log_with_a_limit_keeps_the_last_lines() {
+    require!(able());
+    let rig = Rig::new("limit");
+    let script = "n=0; while [ $n -lt 3000 ]; do echo line $n; n=$((n+1)); done";
+    let limits = ["--log-opt", "max-size=8k", "--log-opt", "max-file=2"];
+    let words = [
+        &["run", "--name", "ll"][..],
+        &limits,
+        &["bb", "sh", "-c", script],
+    ]
+    .concat();
+    let shown = rig.must(&words);
+    assert_eq!(shown.lines().count(), 3000);
+    let kept = rig.must(&["logs", "ll"]);
+    assert!(
+        kept.ends_with("line 2999\n") && shown.ends_with(&kept),
+        "{kept}"
+    );
+    let sizes: Vec<u64> = ["log", "log.1"]
+        .iter()
+        .map(|name| fs::metadata(rig.dir("ll").join(name)).unwrap().len())
+        .collect();
+    assert!(sizes.iter().all(|size| *size < 80 << 10), "{sizes:?}");
+    assert!(!rig.dir("ll").join("log.2").exists());
+    rig.must(&["rm", "ll"]);
+    rig.nothing_is_left();
+}

@@ -11,7 +11,8 @@ use crate::cli::{CliError, output};
 #[cfg(feature = "registry")]
 use crate::cli::{pull, registry::ReachArgs};
 use crate::container::{
-    Container, ContainerError, NewContainer, Settings, Standby, is_valid_name, network, parse,
+    Container, ContainerError, NewContainer, Settings, Standby, is_valid_name, may_run, network,
+    parse,
 };
 use crate::image::StoredImage;
 
@@ -42,8 +43,8 @@ struct ContainerOptions {
     /// As whom it runs, by name or number
     #[arg(short, long, value_name = "USER[:GROUP]")]
     user: Option<String>,
-    /// Show it a directory of the host
-    #[arg(short, long, value_name = "HOST-DIR:DIR[:ro]")]
+    /// Show it a directory of the host, or a volume, which is made where it is not there
+    #[arg(short, long, value_name = "[HOST-DIR:|NAME:]DIR[:ro]")]
     volume: Vec<String>,
     /// Refuse changes of its root filesystem
     #[arg(long)]
@@ -71,6 +72,9 @@ struct ContainerOptions {
     /// Limit a resource
     #[arg(long, value_name = "NAME=SOFT[:HARD]")]
     ulimit: Vec<String>,
+    /// Limit what is kept of its output: max-size=SIZE, max-file=NUMBER
+    #[arg(long, value_name = "NAME=VALUE")]
+    log_opt: Vec<String>,
     /// Add a label
     #[arg(short, long, value_name = "NAME=VALUE")]
     label: Vec<String>,
@@ -130,6 +134,7 @@ pub(in crate::cli) struct RunArgs {
 
 impl CreateArgs {
     pub(super) fn run(self, place: &Place) -> Result<(), CliError> {
+        may_run()?;
         let container = self.options.create(place, None)?;
         Ok(output::line(&container.record.id)?)
     }
@@ -138,6 +143,7 @@ impl CreateArgs {
 impl RunArgs {
     pub(super) fn run(self, place: &Place) -> Result<(), CliError> {
         let (detach, keys) = (self.detach, self.detach_keys);
+        may_run()?;
         let standby = place.containers.stand_by()?;
         let container = self.options.create(place, Some(standby.id().to_owned()))?;
         let result = run_made(place, &container, detach, &keys, standby);
@@ -145,7 +151,7 @@ impl RunArgs {
         if result.is_err()
             && container.record.settings.remove
             && container.dir.exists()
-            && let Err(e) = place.containers.remove(&container, false)
+            && let Err(e) = place.containers.remove(&container, false, true)
         {
             log::debug!("{e}");
         }
@@ -219,7 +225,7 @@ impl ContainerOptions {
         }
         // From when on it has the image's layers by itself: the record keeps the image from being removed.
         if let Err(e) = place.store.keeps(&container.record.image_id) {
-            place.containers.remove(&container, false)?;
+            drop(place.containers.remove(&container, false, true)?);
             return Err(e.into());
         }
         Ok(container)
@@ -257,16 +263,23 @@ impl ContainerOptions {
         }
         for volume in &self.volume {
             let volume = parse::volume(volume)?;
-            if !Path::new(&volume.source).exists() {
+            let of_host = volume.name.is_none() && !volume.anonymous;
+            if of_host && !Path::new(&volume.source).exists() {
                 return Err(CliError::Usage(format!(
                     "volume {}: there is no such file or directory",
                     volume.source
                 )));
             }
-            settings.volumes.push(volume);
+            parse::add_volume(&mut settings.volumes, volume)?;
         }
         for limit in &self.ulimit {
             settings.ulimits.push(parse::ulimit(limit)?);
+        }
+        for option in &self.log_opt {
+            parse::log_option(&mut settings, option)?;
+        }
+        if settings.log_limit.is_some_and(|limit| limit.size == 0) {
+            return Err(CliError::Usage("max-file needs max-size as well".into()));
         }
         for label in &self.label {
             let (name, value) = label.split_once('=').unwrap_or((label, ""));

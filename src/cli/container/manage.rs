@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Place, attachment, run_attached};
+use super::{Place, attachment, each, run_attached};
 use crate::cli::{CliError, output};
 use crate::container::{
     Container, ContainerError, Status, discard_in_background, kill, parse, stop, wait,
@@ -59,22 +59,6 @@ impl StartArgs {
             Ok(output::line(name)?)
         })
     }
-}
-
-/// Does it for all; the errors are told one by one, and the last one is the command's.
-fn each(
-    names: &[String],
-    mut work: impl FnMut(&str) -> Result<(), CliError>,
-) -> Result<(), CliError> {
-    let mut failed = None;
-    for name in names {
-        if let Err(e) = work(name)
-            && let Some(earlier) = failed.replace(e)
-        {
-            eprintln!("acetate: {earlier}");
-        }
-    }
-    failed.map_or(Ok(()), Err)
 }
 
 /// Asks containers to stop, and kills those that do not
@@ -164,8 +148,8 @@ pub(in crate::cli) struct RemoveArgs {
     /// Kill those that run
     #[arg(short, long)]
     force: bool,
-    /// As docker has it: volumes without a name, of which there are none here
-    #[arg(short, long, hide = true)]
+    /// Also those of their volumes that nobody gave a name
+    #[arg(short, long)]
     volumes: bool,
     /// Names or ids
     #[arg(value_name = "CONTAINER", required = true)]
@@ -180,7 +164,10 @@ impl RemoveArgs {
                 Err(ContainerError::NoSuchContainer(_)) if self.force => return Ok(()),
                 found => found?,
             };
-            gone.extend(place.containers.remove(&container, self.force)?);
+            let removed = place
+                .containers
+                .remove(&container, self.force, self.volumes)?;
+            gone.extend(removed);
             Ok(output::line(name)?)
         });
         discard_in_background(gone);
@@ -220,7 +207,7 @@ impl PruneArgs {
             if container.is_held()? && container.state()?.finished.is_none() {
                 continue;
             }
-            match place.containers.remove(&container, false) {
+            match place.containers.remove(&container, false, false) {
                 Ok(removed) => {
                     gone.extend(removed);
                     output::line(&container.record.id)?;

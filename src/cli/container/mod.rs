@@ -6,7 +6,10 @@
 mod create;
 mod manage;
 mod show;
+mod volume;
 mod work;
+
+pub(super) use volume::VolumeArgs;
 
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -227,4 +230,20 @@ fn run_attached(
     let connection = Connection::open(container, true)?;
     starting.go(terminal_size().filter(|_| how.terminal))?;
     ended(container, connection.serve(how)?)
+}
+
+/// Does it for all; the errors are told one by one, and the last one is the command's.
+fn each(
+    names: &[String],
+    mut work: impl FnMut(&str) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    let mut failed = None;
+    for name in names {
+        if let Err(e) = work(name)
+            && let Some(earlier) = failed.replace(e)
+        {
+            eprintln!("acetate: {earlier}");
+        }
+    }
+    failed.map_or(Ok(()), Err)
 }

@@ -1,7 +1,6 @@
 //! `acetate ps`, `inspect` and `logs`
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +10,7 @@ use serde_json::json;
 
 use super::Place;
 use crate::cli::{CliError, output};
-use crate::container::{Container, Network, State, Status, Stream, parse_log};
+use crate::container::{Container, LogReader, Network, State, Status, Stream, parse_log};
 
 /// Lists containers
 #[derive(Args, Debug)]
@@ -223,7 +222,7 @@ fn listed<'a>(container: &'a Container, state: &'a State) -> ListedJson<'a> {
     }
 }
 
-fn time(nanoseconds: u64) -> String {
+pub(super) fn time(nanoseconds: u64) -> String {
     let seconds = crate::image::time::format(nanoseconds / 1_000_000_000);
     let seconds = seconds.strip_suffix('Z').unwrap_or(&seconds);
     format!("{seconds}.{:09}Z", nanoseconds % 1_000_000_000)
@@ -264,7 +263,8 @@ fn inspected(container: &Container, state: &State) -> serde_json::Value {
         .iter()
         .map(|v| {
             json!({
-                "Type": "bind",
+                "Type": if v.name.is_some() { "volume" } else { "bind" },
+                "Name": v.name.as_deref().unwrap_or(""),
                 "Source": v.source,
                 "Destination": v.target,
                 "RW": !v.options.iter().any(|o| o == "ro"),
@@ -340,19 +340,17 @@ pub(in crate::cli) struct LogsArgs {
 impl LogsArgs {
     pub(super) fn run(self, place: &Place) -> Result<(), CliError> {
         let container = place.containers.find(&self.container)?;
-        let file = match File::open(container.dir.join("log")) {
-            Ok(file) => file,
-            // It has never run.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(e.into()),
-        };
-        let mut log = BufReader::new(file);
+        let mut log = LogReader::open(&container)?;
         let mut lines: std::collections::VecDeque<Vec<u8>> = Default::default();
         let mut whole = Vec::new();
         loop {
             // In this order: what is written before the end is read after it was seen.
             let goes_on = self.follow && container.is_held()?;
-            while log.read_until(b'\n', &mut whole)? > 0 && whole.ends_with(b"\n") {
+            loop {
+                log.read_line(&mut whole)?;
+                if !whole.ends_with(b"\n") {
+                    break;
+                }
                 lines.push_back(std::mem::take(&mut whole));
                 if self.tail.is_some_and(|tail| lines.len() > tail) {
                     lines.pop_front();

@@ -32,7 +32,7 @@ use super::gone::Gone;
 use super::lifecycle;
 use super::record::{Container, Containers, State, Status, boot_id, now};
 use super::runtime::Runtime;
-use super::{bundle, users};
+use super::{bundle, users, volume};
 use crate::mount::{self, Background};
 use launch::Launch;
 use run::Run;
@@ -136,6 +136,7 @@ fn prepare(root: &Path, container: &Container) -> Result<users::User, ContainerE
     let request = lifecycle::mount_request(root, container);
     let log = container.path("monitor.log");
     mount::mount(&request, Background::Daemon, Some(&log))?;
+    volume::provide(root, container)?;
     bundle::write_host_files(container)?;
     users::find(&container.path("rootfs"), &container.record.settings.user)
 }
@@ -231,7 +232,7 @@ fn close(
     container.write_state(state)?;
     // What is still mounted would be emptied along with the folder.
     if container.record.settings.remove && unmounted {
-        return Ok(Some(Containers::new(root).set_aside(container)?));
+        return Ok(Some(Containers::new(root).set_aside(container, false)?));
     }
     Ok(None)
 }

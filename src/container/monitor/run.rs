@@ -13,7 +13,7 @@ use nix::sys::signalfd::SignalFd;
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
 use super::super::error::ContainerError;
-use super::super::logs::{self, Stream};
+use super::super::logs::{LogFile, Stream};
 use super::super::protocol::Frame;
 use super::super::record::{Container, State, Status, now};
 use super::super::runtime::{Runtime, code_of, remove_if_there};
@@ -64,7 +64,7 @@ pub(super) struct Run<'a> {
     clients: Clients,
     streams: Streams,
     console: Option<(File, UnixListener)>,
-    log: File,
+    log: LogFile,
     phase: Phase,
     /// The daemon of the mount, a child of this process.
     daemon: i32,
@@ -92,10 +92,7 @@ impl<'a> Run<'a> {
             .and_then(Clients::new)
             .map_err(ContainerError::io("listen at", &socket))?;
         let path = container.path("log");
-        let log = File::options()
-            .append(true)
-            .create(true)
-            .open(&path)
+        let log = LogFile::open(path.clone(), container.record.settings.log_limit)
             .map_err(ContainerError::io("open the log", &path))?;
         let signals = signals()?;
         // Its end so far is in no signal that is still to come.
@@ -272,7 +269,7 @@ impl<'a> Run<'a> {
         match self.streams.read(at) {
             Some(bytes) if bytes.is_empty() => {}
             Some(bytes) => {
-                if let Err(e) = logs::append(&mut self.log, stream, &bytes) {
+                if let Err(e) = self.log.append(stream, &bytes) {
                     log::warn!("output is lost to the log: {e}");
                 }
                 self.clients.show(&match stream {
