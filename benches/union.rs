@@ -9,7 +9,9 @@ use std::hint::black_box;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use acetate::layer::Layer;
 use acetate::layer::dir::{DirLayer, LayerOptions};
@@ -193,5 +195,84 @@ fn copy_up(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, lookup, copy_up);
+/// The same work by each of so many threads on one union: where nothing is contended, a processor more changes no time.
+fn threads(c: &mut Criterion) {
+    let mut group = c.benchmark_group("threads");
+    group.sample_size(10);
+    let mut rig = Rig::new(10, 100);
+    for count in [1usize, 2, 4] {
+        group.throughput(Throughput::Elements((FILES * count) as u64));
+        let (union, dir) = rig.union();
+        let names = names("f");
+        let known: Vec<NodeId> = names.iter().map(|name| find(&union, dir, name)).collect();
+        group.bench_function(BenchmarkId::new("lookup again", count), |b| {
+            b.iter_custom(|times| {
+                together(count, times, |_| {
+                    for name in &names {
+                        black_box(union.lookup(dir, name).unwrap());
+                    }
+                })
+            });
+        });
+        group.bench_function(BenchmarkId::new("getattr", count), |b| {
+            b.iter_custom(|times| {
+                together(count, times, |_| {
+                    for node in &known {
+                        black_box(union.getattr(*node, None).unwrap());
+                    }
+                })
+            });
+        });
+        // All of it together stays the same here.
+        group.throughput(Throughput::Elements(FILES as u64));
+        group.bench_function(BenchmarkId::new("copy up attributes", count), |b| {
+            b.iter_custom(|times| {
+                let mut sum = Duration::ZERO;
+                for _ in 0..times {
+                    let (union, dir) = rig.union();
+                    let nodes: Vec<NodeId> =
+                        names.iter().map(|name| find(&union, dir, name)).collect();
+                    let share = nodes.len() / count;
+                    sum += together(count, 1, |thread| {
+                        for node in &nodes[thread * share..(thread + 1) * share] {
+                            let set = SetAttr {
+                                mode: Some(0o600),
+                                ..SetAttr::default()
+                            };
+                            union.setattr(&me(), *node, &set).unwrap();
+                        }
+                    });
+                }
+                sum
+            });
+        });
+    }
+    group.finish();
+}
+
+/// How long it takes until each of so many threads has done it so often.
+fn together(threads: usize, times: u64, act: impl Fn(usize) + Sync) -> Duration {
+    let start = Barrier::new(threads + 1);
+    thread::scope(|scope| {
+        let running: Vec<_> = (0..threads)
+            .map(|number| {
+                let (start, act) = (&start, &act);
+                scope.spawn(move || {
+                    start.wait();
+                    for _ in 0..times {
+                        act(number);
+                    }
+                })
+            })
+            .collect();
+        start.wait();
+        let begin = Instant::now();
+        for thread in running {
+            thread.join().unwrap();
+        }
+        begin.elapsed()
+    })
+}
+
+criterion_group!(benches, lookup, copy_up, threads);
 criterion_main!(benches);

@@ -157,9 +157,34 @@ fn rivals_count_what_the_daemon_is_asked() {
         "rivals", "--quick", "--rounds", "1", "--json", "--work", "walk", "--work", "mv of",
         "--only", "kernel", "--only", "acetate", "--layers", layers,
     ];
-    let report = json(&output(&mut bench(&work, &words), Duration::from_secs(90)));
+    let table = scratch.join("table.md");
+    let mut command = bench(&work, &words);
+    let text = output(
+        command.arg("--markdown").arg(&table),
+        Duration::from_secs(90),
+    );
+    let report = json(&text);
     assert_clean(&work);
     assert_eq!(report["benchmark"], "rivals");
+    // The figures of a run can be shown again without it.
+    let kept = scratch.join("report.json");
+    fs::write(&kept, &text).unwrap();
+    let again = scratch.join("again.md");
+    let mut command = bench(&work, &["rivals", "--from"]);
+    command.arg(&kept).arg("--markdown").arg(&again);
+    output(&mut command, Duration::from_secs(30));
+    let table = fs::read_to_string(table).unwrap();
+    assert_eq!(table, fs::read_to_string(again).unwrap());
+    let row = table
+        .lines()
+        .find(|line| line.starts_with("| walk, fresh mount |"))
+        .unwrap();
+    let head = table.lines().next().unwrap();
+    assert_eq!(
+        row.matches('|').count(),
+        head.matches('|').count(),
+        "{table}"
+    );
     assert_eq!(report["entries"], 306);
     let systems = report["systems"].as_array().unwrap();
     let number = |name: &str| systems.iter().position(|s| s["name"] == name).unwrap();
@@ -187,6 +212,38 @@ fn rivals_count_what_the_daemon_is_asked() {
     assert!(report["means"][number("acetate")]["all"].as_f64().unwrap() > 0.0);
     // The layer was not touched.
     assert_eq!(fs::read_dir(&layer).unwrap().count(), 6);
+}
+
+#[test]
+fn growth_has_a_figure_for_each_number() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("bench growth", Duration::from_secs(180));
+    let scratch = Scratch::new("bench");
+    let work = scratch.dir("work");
+    let page = scratch.join("page.html");
+    let words = [
+        "growth", "--quick", "--rounds", "1", "--json", "--what", "layers", "--what", "mounts",
+        "--only", "kernel", "--only", "acetate", "--html",
+    ];
+    let mut command = bench(&work, &words);
+    let report = json(&output(command.arg(&page), Duration::from_secs(150)));
+    assert_clean(&work);
+    assert_eq!(report["benchmark"], "growth");
+    let systems = report["systems"].as_array().unwrap();
+    let points = report["points"].as_array().unwrap();
+    for (axis, number) in [("layers", 1), ("layers", 10), ("mounts", 1), ("mounts", 10)] {
+        for (i, system) in systems.iter().enumerate() {
+            let is = |p: &&Value| p["axis"] == axis && p["number"] == number && p["system"] == i;
+            let point = points.iter().find(is).unwrap();
+            assert!(point["failed"].is_null(), "{point}");
+            for figure in ["mount_us", "lookup_us", "missing_us"] {
+                assert!(point[figure].as_f64().unwrap() > 0.0, "{figure}: {point}");
+            }
+            let daemon = system["name"] == "acetate";
+            assert_eq!(point["memory"].is_u64(), daemon, "{point}");
+        }
+    }
+    assert!(fs::read_to_string(page).unwrap().contains("</svg>"));
 }
 
 #[test]
@@ -261,6 +318,14 @@ fn what_makes_no_sense_is_refused_before_anything_is_made() {
         (vec!["copy-up", "--image", "x"], "--trace"),
         (vec!["rivals", "--layers", "/nowhere"], "/nowhere"),
         (vec!["rivals", "--rounds", "0"], "--rounds"),
+        (vec!["rivals", "--limit", "0"], "--limit"),
+        (vec!["rivals", "--from", "/nowhere"], "/nowhere"),
+        (vec!["rivals", "--from", "/dev/null"], "/dev/null"),
+        (vec!["rivals", "--markdown", "/nowhere/x"], "/nowhere/x"),
+        (vec!["growth", "--rounds", "0"], "--rounds"),
+        (vec!["growth", "--max-files", "10"], "--max-files"),
+        (vec!["growth", "--what", "hair"], "layers"),
+        (vec!["copy-up", "--change", "nothing like it"], "nothing"),
         (
             vec!["rivals", "--layers", "/tmp", "--image", "x"],
             "--image",
@@ -313,17 +378,25 @@ fn a_trace_names_the_files_and_the_reason() {
     let limit = Duration::from_secs(30);
     program::must(acetate().args(["import"]).arg(&tar).arg("traced:1"), limit);
     let script = "echo new >> /var/log/app.log; printf x | dd of=/srv/data conv=notrunc bs=1 seek=9 2>/dev/null; echo fresh > /srv/fresh";
+    let page = scratch.join("trace.html");
     let words = [
-        "bench", "copy-up", "--image", "traced:1", "--trace", "--json", "--", "/bin/sh", "-c",
-        script,
+        "bench", "copy-up", "--image", "traced:1", "--trace", "--json", "--html",
     ];
-    let report = json(&output(acetate().args(words), limit));
+    let mut command = acetate();
+    command.args(words).arg(&page);
+    let command = command.args(["--", "/bin/sh", "-c", script]);
+    let report = json(&output(command, limit));
+    let html = fs::read_to_string(&page).unwrap();
+    assert!(html.contains("/var/log/app.log"), "{html}");
     assert_clean(&work);
     let files = report["files"].as_array().unwrap();
     let of = |path: &str| files.iter().find(|f| f["path"] == path);
     let data = of("/srv/data").unwrap();
     assert_eq!(data["reason"], "open for writing");
     assert_eq!(data["size"], 3 << 20, "{data}");
+    // One byte was changed, and the rest of its block was copied; the host's filesystem may share the whole instead.
+    let copied = data["bytes"].as_u64().unwrap();
+    assert!([0, 4095].contains(&copied), "{data}");
     let log = of("/var/log/app.log").unwrap();
     assert_eq!(log["bytes"], 9, "{log}");
     assert!(log["advice"].as_str().unwrap().contains("log"), "{log}");
@@ -363,6 +436,10 @@ fn the_pages_open_in_a_browser_without_an_error() {
             vec![
                 "--quick", "--rounds", "1", "--work", "walk", "--work", "random",
             ],
+        ),
+        (
+            "growth",
+            vec!["--quick", "--rounds", "1", "--max-files", "10000"],
         ),
     ] {
         let page = scratch.join(format!("{what}.html"));

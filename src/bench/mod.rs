@@ -6,12 +6,14 @@
 //! - `measure`, `machine`: summaries, a daemon's share, and the facts beside the figures;
 //! - [`copy_up`]: the price of the first change of a lower file;
 //! - [`rivals`]: everyday work;
+//! - [`growth`]: what more layers, files, programs and mounts cost;
 //! - [`trace`]: what one command makes an image copy;
 //! - [`report`]: tables and the page.
 
 pub mod copy_up;
 mod disk;
 mod error;
+pub mod growth;
 mod machine;
 mod measure;
 pub mod report;
@@ -24,7 +26,7 @@ pub use disk::Filesystem;
 pub use error::BenchError;
 pub use machine::Machine;
 pub use measure::Summary;
-pub use system::{Left, SystemInfo};
+pub use system::{Left, StoredImage, SystemInfo};
 
 /// What a run tells while it goes on.
 pub trait Progress {

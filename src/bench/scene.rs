@@ -6,13 +6,15 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
 
@@ -22,6 +24,9 @@ use crate::sys::mount as sys_mount;
 /// How long something that is unmounted may stay busy.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long what is killed has to end.
+const AGAIN: Duration = Duration::from_millis(200);
+
 /// What has to be undone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Undo {
@@ -29,6 +34,8 @@ enum Undo {
     Loop(PathBuf),
     /// A program that works in a mount.
     Process(u32),
+    /// A program with a process group of its own, and what it started.
+    Group(u32),
 }
 
 #[derive(Debug)]
@@ -162,7 +169,7 @@ impl Scene {
         )
     }
 
-    /// Unmounts, and waits as long as something is about to let go.
+    /// Unmounts, and waits as long as something is about to let go. What does not is cut off, which is an error.
     pub(super) fn unmount(&self, dir: &Path) -> Result<(), BenchError> {
         let begin = Instant::now();
         loop {
@@ -171,6 +178,11 @@ impl Scene {
                 Err(e) if e.kind() == io::ErrorKind::ResourceBusy && begin.elapsed() < PATIENCE => {
                     thread::sleep(Duration::from_millis(5));
                 }
+                Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
+                    sys_mount::unmount(dir, true).map_err(at("cannot unmount", dir))?;
+                    self.undone(&Undo::Mount(dir.to_owned()));
+                    return Err(at("something still uses", dir)(e));
+                }
                 Err(e) => return Err(at("cannot unmount", dir)(e)),
             }
         }
@@ -178,14 +190,58 @@ impl Scene {
         Ok(())
     }
 
-    /// Runs a program that works in a mount, to its end. It is killed when the benchmark is interrupted.
+    /// Runs a program that works in a mount, to its end. It and what it starts are killed when the benchmark is
+    /// interrupted.
     pub(super) fn run(&self, command: &mut Command) -> Result<ExitStatus, BenchError> {
-        let mut child = self.make(|child: &Child| Undo::Process(child.id()), || start(command))?;
+        command.process_group(0);
+        let mut child = self.make(|child: &Child| Undo::Group(child.id()), || start(command))?;
         let status = child
             .wait()
             .map_err(|e| BenchError::Program(name_of(command), e.to_string()))?;
-        self.undone(&Undo::Process(child.id()));
+        self.undone(&Undo::Group(child.id()));
         Ok(status)
+    }
+
+    /// Does something that may hang. After `limit` the daemon and the programs that [`Scene::run`] started are killed, so
+    /// that whoever waits for them goes on with an error; the second value tells whether that was done.
+    pub(super) fn limited<T>(
+        &self,
+        limit: Duration,
+        daemon: Option<u32>,
+        act: impl FnOnce() -> T,
+    ) -> (T, bool) {
+        let (done, end) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            let watch = scope.spawn(move || {
+                if end.recv_timeout(limit) != Err(RecvTimeoutError::Timeout) {
+                    return false;
+                }
+                // Again and again: what is killed may be followed by the next program.
+                loop {
+                    self.kill_all(daemon);
+                    if end.recv_timeout(AGAIN) != Err(RecvTimeoutError::Timeout) {
+                        return true;
+                    }
+                }
+            });
+            let value = act();
+            drop(done);
+            (value, watch.join().unwrap_or(false))
+        })
+    }
+
+    /// Kills what runs at the moment. What a dead daemon was asked fails at once.
+    fn kill_all(&self, daemon: Option<u32>) {
+        let inner = self.inner.lock();
+        let groups = inner.undo.iter().filter_map(|undo| match undo {
+            Undo::Group(pid) => Some(*pid),
+            _ => None,
+        });
+        for pid in groups.chain(daemon) {
+            if let Err(e) = kill_group(pid) {
+                log::warn!("the process group {pid} goes on: {e}");
+            }
+        }
     }
 
     /// The same with this program's own input, for a program that a person may talk to. Signals reach it as they would
@@ -233,6 +289,7 @@ impl Scene {
                     .map_err(|e| io::Error::other(e.to_string()))
                     .map(drop),
                 Undo::Process(pid) => kill_process(*pid),
+                Undo::Group(pid) => kill_group(*pid),
             };
             if let Err(e) = undone {
                 eprintln!("acetate: {undo:?} is left: {e}");
@@ -280,6 +337,15 @@ fn taken() -> SigSet {
 fn kill_process(pid: u32) -> io::Result<()> {
     let pid = i32::try_from(pid).map_err(io::Error::other)?;
     Ok(kill(Pid::from_raw(pid), Signal::SIGKILL)?)
+}
+
+/// A group that is gone has ended.
+fn kill_group(pid: u32) -> io::Result<()> {
+    let pid = i32::try_from(pid).map_err(io::Error::other)?;
+    match killpg(Pid::from_raw(pid), Signal::SIGKILL) {
+        Err(nix::errno::Errno::ESRCH) => Ok(()),
+        other => Ok(other?),
+    }
 }
 
 fn name_of(command: &Command) -> String {
@@ -371,5 +437,25 @@ pub(super) fn reap(mut child: Child) -> Result<(), BenchError> {
                 )));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_too_long_is_killed_with_all_that_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let (scene, ending) = Scene::new(dir.path()).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 600 & wait; sleep 600"]);
+        let limit = Duration::from_millis(50);
+        let (status, late) = scene.limited(limit, None, || scene.run(&mut command));
+        assert!(late && !status.unwrap().success());
+        let (value, late) = scene.limited(Duration::from_secs(600), None, || 7);
+        assert_eq!((value, late), (7, false));
+        drop(ending);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::disk::Filesystem;
 use super::error::{BenchError, at};
@@ -43,7 +43,7 @@ pub(super) struct System {
 }
 
 /// A system for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SystemInfo {
     /// Short, and its own.
     pub name: String,
@@ -54,7 +54,7 @@ pub struct SystemInfo {
 }
 
 /// A system that was left out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Left {
     /// Its name.
     pub name: String,
@@ -162,6 +162,15 @@ fn versioned_name(program: &Path) -> String {
     }
 }
 
+/// An image in a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredImage {
+    /// Where the store lies.
+    pub store: PathBuf,
+    /// The image's name in it.
+    pub name: OsString,
+}
+
 /// Where one mount has its parts. The lowers are directories below `base`, so that five hundred of their names fit into a page.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
@@ -170,6 +179,8 @@ pub(super) struct Place {
     pub(super) lowers: Vec<PathBuf>,
     /// Holds the upper, the workdir and the mount point.
     pub(super) private: PathBuf,
+    /// The lowers are this image's layers, and this program finds them itself.
+    pub(super) image: Option<StoredImage>,
 }
 
 /// A mounted system, or the directory that stands for it.
@@ -227,6 +238,14 @@ impl System {
         if self.kind == Kind::Unionfs {
             command.args(["-f", "-o", "cow,use_ino,suid,dev,allow_other"]);
             command.arg(unionfs_branches(place, &upper)).arg(&dir);
+        } else if let (Kind::Acetate, Some(image)) = (self.kind, &place.image) {
+            command.arg("--root").arg(&image.store);
+            command.args(["mount", "--foreground", "--upper"]);
+            command.arg(&upper).arg("--work").arg(&work);
+            if !self.options.is_empty() {
+                command.args(["-o", self.options]);
+            }
+            command.arg(&image.name).arg(&dir);
         } else {
             if self.kind != Kind::Kernel {
                 command.arg("-f");
@@ -339,6 +358,7 @@ mod tests {
             base: "/b".into(),
             lowers: vec!["t".into(), "base".into()],
             private: "/p".into(),
+            image: None,
         };
         let options = overlay_options(&place, Path::new("/u"), Path::new("/w"), "metacopy=on");
         assert_eq!(

@@ -126,6 +126,7 @@ fn place(scene: &Scene, image: &PreparedImage) -> Result<Place, BenchError> {
         base,
         lowers,
         private: scene.dir().join("private"),
+        image: None,
     })
 }
 
@@ -189,11 +190,16 @@ fn look(dir: &Path, image: &PreparedImage) -> Result<Report, BenchError> {
             continue;
         }
         let bytes = explained.copy_up_bytes.unwrap_or(0);
+        let partial = explained.partial.is_some();
         let kind = meta.file_type();
-        let compared = kind.is_file() && !kind.is_fifo() && bytes > 0;
+        let compared = kind.is_file() && !kind.is_fifo() && bytes > 0 && !partial;
         let unchanged = compared && same_as_below(&path, relative, image);
         files.push(Copied {
-            advice: advice(&change.path, &reason, bytes, unchanged).to_owned(),
+            advice: if partial {
+                BY_BLOCK.to_owned()
+            } else {
+                advice(&change.path, &reason, bytes, unchanged).to_owned()
+            },
             path: change.path,
             reason,
             size: meta.len(),
@@ -256,6 +262,10 @@ fn equal(one: &Path, other: &Path) -> io::Result<bool> {
 
 const LARGE: u64 = 1 << 20;
 
+/// Of a file that was copied up by blocks.
+const BY_BLOCK: &str =
+    "only the blocks that changed were copied, and the rest follows in the background: leave it";
+
 /// What to do about one file.
 fn advice(path: &str, reason: &str, bytes: u64, unchanged: bool) -> &'static str {
     let name = path.rsplit('/').next().unwrap_or(path);
@@ -266,7 +276,7 @@ fn advice(path: &str, reason: &str, bytes: u64, unchanged: bool) -> &'static str
     let attribute =
         attributes.iter().any(|word| reason.contains(word)) && reason != "open for writing";
     if bytes == 0 && reason == "open for writing" {
-        "only the blocks that changed were copied, and the rest follows in the background: leave it"
+        BY_BLOCK
     } else if bytes == 0 {
         "nothing was copied"
     } else if attribute && unchanged {
@@ -311,7 +321,9 @@ fn in_all(report: &Report) -> Vec<String> {
         }
     }
     sums.sort_by_key(|sum| std::cmp::Reverse(sum.1));
-    let dear = |(advice, bytes, _): &(&str, u64, usize)| *bytes > 0 && !advice.starts_with("small");
+    let dear = |(advice, bytes, _): &(&str, u64, usize)| {
+        *bytes > 0 && !advice.starts_with("small") && *advice != BY_BLOCK
+    };
     let mut lines: Vec<String> = sums
         .iter()
         .filter(|sum| dear(sum))

@@ -1,19 +1,21 @@
 //! `acetate bench`
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::IsTerminal;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
+use serde::de::DeserializeOwned;
 
 use super::{CliError, output};
-use crate::bench::{self, Progress, copy_up, report, rivals, trace};
+use crate::bench::{self, Progress, copy_up, growth, report, rivals, trace};
 use crate::image::Store;
 use crate::mount;
 
@@ -28,6 +30,7 @@ pub(super) struct BenchArgs {
 enum What {
     CopyUp(CopyUpArgs),
     Rivals(RivalsArgs),
+    Growth(GrowthArgs),
 }
 
 /// Where to work, and what becomes of the figures.
@@ -51,6 +54,9 @@ struct Common {
     /// Write a page with plots here
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Instead of measuring: show what an earlier run wrote with --json
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["dir", "rounds", "rival", "only", "quick"])]
+    from: Option<PathBuf>,
 }
 
 /// Measures what the first change of a lower file costs
@@ -58,9 +64,13 @@ struct Common {
 struct CopyUpArgs {
     #[command(flatten)]
     common: Common,
-    /// The largest file
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size)]
+    /// The largest file. Each turn of a system that copies whole files writes it some ten times: 64M takes a few
+    /// minutes in all, 1G half an hour, 10G needs 70 GB and some hours; --only and --change make it less
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = size)]
     max_size: u64,
+    /// Only changes with this in their name, such as "write one block"; may be given several times
+    #[arg(long, value_name = "NAME")]
+    change: Vec<String>,
     /// Only the plainest changes
     #[arg(long)]
     quick: bool,
@@ -95,6 +105,39 @@ struct RivalsArgs {
     /// A tenth of the work
     #[arg(long)]
     quick: bool,
+    /// Write the table as Markdown here
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Stop a workload after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    limit: u64,
+}
+
+/// Measures what more layers, files, programs at once and mounts cost
+#[derive(Args, Debug)]
+struct GrowthArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Only this; may be given several times
+    #[arg(long, value_name = "WHAT", value_parser = axis)]
+    what: Vec<growth::Axis>,
+    /// The largest tree; 1000000 takes some minutes
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    max_files: u64,
+    /// A tenth of each
+    #[arg(long)]
+    quick: bool,
+    /// Stop a step after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    limit: u64,
+}
+
+fn axis(text: &str) -> Result<growth::Axis, String> {
+    let found = growth::Axis::ALL.iter().find(|axis| axis.name() == text);
+    found.copied().ok_or_else(|| {
+        let names = growth::Axis::ALL.map(growth::Axis::name);
+        format!("one of {}", names.join(", "))
+    })
 }
 
 /// `4096`, `64K`, `256M`, `10G`, also as `64KiB`.
@@ -154,30 +197,49 @@ impl Common {
         self.dir.clone().unwrap_or_else(std::env::temp_dir)
     }
 
-    /// A page that cannot be written should not cost a run first.
     fn check(&self) -> Result<(), CliError> {
-        let Some(path) = &self.html else {
-            return Ok(());
-        };
-        let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-        if path.is_dir() || !parent.unwrap_or(Path::new(".")).is_dir() {
-            let text = format!(
-                "--html {}: not a file in a directory that exists",
-                path.display()
-            );
-            return Err(CliError::Usage(text));
-        }
-        Ok(())
+        can_write("--html", self.html.as_deref())
     }
 
     fn write_page(&self, page: impl FnOnce() -> String) -> Result<(), CliError> {
-        if let Some(path) = &self.html {
-            fs::write(path, page()).map_err(|e| {
-                CliError::Bench(bench::BenchError::Io("cannot write", path.clone(), e))
-            })?;
-        }
-        Ok(())
+        write(self.html.as_deref(), page)
     }
+
+    /// What an earlier run found out.
+    fn earlier<T: DeserializeOwned>(&self) -> Result<Option<T>, CliError> {
+        let Some(path) = &self.from else {
+            return Ok(None);
+        };
+        let failed = |e| CliError::Bench(bench::BenchError::Io("cannot read", path.clone(), e));
+        let text = fs::read_to_string(path).map_err(failed)?;
+        let report = serde_json::from_str(&text);
+        report.map(Some).map_err(|e| failed(e.into()))
+    }
+}
+
+/// A file that cannot be written should not cost a run first.
+fn can_write(option: &str, path: Option<&Path>) -> Result<(), CliError> {
+    let Some(path) = path else {
+        return Ok(());
+    };
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+    if path.is_dir() || !parent.unwrap_or(Path::new(".")).is_dir() {
+        let text = format!(
+            "{option} {}: not a file in a directory that exists",
+            path.display()
+        );
+        return Err(CliError::Usage(text));
+    }
+    Ok(())
+}
+
+fn write(path: Option<&Path>, text: impl FnOnce() -> String) -> Result<(), CliError> {
+    if let Some(path) = path {
+        fs::write(path, text()).map_err(|e| {
+            CliError::Bench(bench::BenchError::Io("cannot write", path.to_owned(), e))
+        })?;
+    }
+    Ok(())
 }
 
 impl BenchArgs {
@@ -185,6 +247,7 @@ impl BenchArgs {
         match self.what {
             What::CopyUp(arguments) => arguments.run(root),
             What::Rivals(arguments) => arguments.run(root),
+            What::Growth(arguments) => arguments.run(),
         }
     }
 }
@@ -192,10 +255,14 @@ impl BenchArgs {
 impl RivalsArgs {
     fn run(self, root: Option<PathBuf>) -> Result<(), CliError> {
         self.common.check()?;
-        if let Some(user) = self.user {
-            return self.run_as(user);
+        can_write("--markdown", self.markdown.as_deref())?;
+        if let Some(report) = self.common.earlier()? {
+            return self.show(&report);
         }
-        let mut layers = self.layers;
+        if let Some(user) = self.user {
+            return self.run_as(user, root);
+        }
+        let mut layers = self.layers.clone();
         let mut name = if layers.is_empty() {
             "a made stack"
         } else {
@@ -203,13 +270,20 @@ impl RivalsArgs {
         }
         .to_owned();
         // Held until the end, so that nobody removes the layers.
-        let mut _image = None;
-        if let Some(image) = &self.image {
-            let store = Store::open(&mount::store_root(root))?;
-            let image = store.prepare(image, None)?;
-            layers.clone_from(&image.layers);
-            name.clone_from(&image.name);
-            _image = Some(image);
+        let mut _held = None;
+        let mut image = None;
+        if let Some(reference) = &self.image {
+            let at = mount::store_root(root);
+            let prepared = Store::open(&at)?.prepare(reference, None)?;
+            layers.clone_from(&prepared.layers);
+            name.clone_from(&prepared.name);
+            _held = Some(prepared);
+            let store = fs::canonicalize(&at)
+                .map_err(|e| CliError::Bench(bench::BenchError::Io("no store at", at, e)))?;
+            image = Some(bench::StoredImage {
+                store,
+                name: reference.clone(),
+            });
         }
         let request = rivals::Request {
             dir: self.common.dir(),
@@ -218,30 +292,33 @@ impl RivalsArgs {
             rounds: self.common.rounds,
             rivals: self.common.rival.clone(),
             only: self.common.only.clone(),
-            work: self.work,
+            work: self.work.clone(),
             quick: self.quick,
+            image,
+            limit: Duration::from_secs(self.limit),
         };
         let bar = Bar::new();
         let report = rivals::run(&request, &bar)?;
         bar.0.finish_and_clear();
-        self.common.write_page(|| report::rivals_page(&report))?;
+        self.show(&report)
+    }
+
+    fn show(&self, report: &rivals::Report) -> Result<(), CliError> {
+        self.common.write_page(|| report::rivals_page(report))?;
+        write(self.markdown.as_deref(), || report::rivals_markdown(report))?;
         if self.common.json {
-            return Ok(output::json(&report)?);
+            return Ok(output::json(report)?);
         }
-        Ok(output::lines(report::rivals_table(&report))?)
+        Ok(output::lines(report::rivals_table(report))?)
     }
 
     /// The same as another user, in a directory of his.
-    fn run_as(&self, user: u32) -> Result<(), CliError> {
+    fn run_as(&self, user: u32, root: Option<PathBuf>) -> Result<(), CliError> {
         let failed = |what: &'static str, path: &Path, e| {
             CliError::Bench(bench::BenchError::Io(what, path.to_owned(), e))
         };
         if !rustix::process::geteuid().is_root() {
             return Err(CliError::Usage("--user needs root".into()));
-        }
-        if self.image.is_some() {
-            let text = "--user cannot read root's store: give --layers that the user can read";
-            return Err(CliError::Usage(text.into()));
         }
         let base = self.common.dir();
         let own = tempfile::Builder::new()
@@ -252,13 +329,21 @@ impl RivalsArgs {
             .map_err(|e| failed("cannot give away", own.path(), e))?;
         let this = std::env::current_exe()
             .map_err(|e| failed("cannot find", Path::new("this program"), e))?;
+        if let Some(image) = &self.image {
+            let store = mount::store_root(root);
+            hand_over(&this, &store, image, own.path(), user)?;
+        }
         let mut words = std::env::args_os().skip(1).peekable();
-        let mut command = Command::new(this);
+        let mut command = Command::new(&this);
         while let Some(word) = words.next() {
             let text = word.to_string_lossy();
-            if text == "--user" || text == "--dir" {
+            let elsewhere = ["--user", "--dir", "--root"];
+            if elsewhere.iter().any(|option| text == *option) {
                 words.next();
-            } else if !text.starts_with("--user=") && !text.starts_with("--dir=") {
+            } else if !elsewhere
+                .iter()
+                .any(|option| text.starts_with(&format!("{option}=")))
+            {
                 command.arg(word);
             }
         }
@@ -268,6 +353,7 @@ impl RivalsArgs {
             .arg(own.path())
             .env("HOME", own.path())
             .env("XDG_RUNTIME_DIR", own.path())
+            .env("ACETATE_ROOT", own.path().join(STORE))
             .uid(user)
             .gid(user);
         let status =
@@ -279,6 +365,41 @@ impl RivalsArgs {
             "as user {user}: {status}"
         ))))
     }
+}
+
+/// A plain user's store, in the directory that he works in.
+const STORE: &str = "store";
+
+/// Gives a plain user an image of root's store, in a store of his own.
+fn hand_over(
+    this: &Path,
+    store: &Path,
+    image: &OsStr,
+    own: &Path,
+    user: u32,
+) -> Result<(), CliError> {
+    let archive = own.join("image.tar");
+    let mut save = Command::new(this);
+    save.arg("--root").arg(store).args(["image", "save", "-o"]);
+    let mut load = Command::new(this);
+    load.arg("--root").arg(own.join(STORE));
+    load.args(["image", "load", "-i"]).arg(&archive);
+    load.env("HOME", own).env("XDG_RUNTIME_DIR", own);
+    for command in [
+        save.arg(&archive).arg(image),
+        Command::new("chown").arg(user.to_string()).arg(&archive),
+        load.uid(user).gid(user),
+    ] {
+        let status = run_to_its_end(command.stdout(Stdio::null()));
+        let status = status
+            .map_err(|e| CliError::Bench(bench::BenchError::Io("cannot run in", own.into(), e)))?;
+        if !status.success() {
+            let text = format!("{command:?}: {status}");
+            return Err(CliError::Bench(bench::BenchError::Wrong(text)));
+        }
+    }
+    fs::remove_file(&archive)
+        .map_err(|e| CliError::Bench(bench::BenchError::Io("cannot remove", archive, e)))
 }
 
 /// Passes signals on, so that the directory is removed after the other process has cleaned up in it.
@@ -297,11 +418,44 @@ fn run_to_its_end(command: &mut Command) -> std::io::Result<ExitStatus> {
     child.wait()
 }
 
+impl GrowthArgs {
+    fn run(self) -> Result<(), CliError> {
+        self.common.check()?;
+        let report = match self.common.earlier()? {
+            Some(report) => report,
+            None => {
+                let bar = Bar::new();
+                let request = growth::Request {
+                    dir: self.common.dir(),
+                    rounds: self.common.rounds,
+                    rivals: self.common.rival.clone(),
+                    only: self.common.only.clone(),
+                    axes: self.what,
+                    max_files: self.max_files,
+                    quick: self.quick,
+                    limit: Duration::from_secs(self.limit),
+                };
+                let report = growth::run(&request, &bar)?;
+                bar.0.finish_and_clear();
+                report
+            }
+        };
+        self.common.write_page(|| report::growth_page(&report))?;
+        if self.common.json {
+            return Ok(output::json(&report)?);
+        }
+        Ok(output::lines(report::growth_table(&report))?)
+    }
+}
+
 impl CopyUpArgs {
     fn run(self, root: Option<PathBuf>) -> Result<(), CliError> {
         self.common.check()?;
         if let Some(image) = self.image {
             return run_trace(&self.common, mount::store_root(root), image, self.command);
+        }
+        if let Some(report) = self.common.earlier()? {
+            return show_copy_up(&self.common, &report);
         }
         let request = copy_up::Request {
             dir: self.common.dir(),
@@ -309,17 +463,22 @@ impl CopyUpArgs {
             rounds: self.common.rounds,
             rivals: self.common.rival.clone(),
             only: self.common.only.clone(),
+            change: self.change,
             quick: self.quick,
         };
         let bar = Bar::new();
         let report = copy_up::run(&request, &bar)?;
         bar.0.finish_and_clear();
-        self.common.write_page(|| report::copy_up_page(&report))?;
-        if self.common.json {
-            return Ok(output::json(&report)?);
-        }
-        Ok(output::lines(report::copy_up_table(&report))?)
+        show_copy_up(&self.common, &report)
     }
+}
+
+fn show_copy_up(common: &Common, report: &copy_up::Report) -> Result<(), CliError> {
+    common.write_page(|| report::copy_up_page(report))?;
+    if common.json {
+        return Ok(output::json(report)?);
+    }
+    Ok(output::lines(report::copy_up_table(report))?)
 }
 
 fn run_trace(
@@ -328,17 +487,13 @@ fn run_trace(
     image: OsString,
     command: Vec<OsString>,
 ) -> Result<(), CliError> {
-    if common.html.is_some() {
-        return Err(CliError::Usage(
-            "--trace has no page: leave --html away".into(),
-        ));
-    }
     let report = trace::run(&trace::Request {
         dir: common.dir(),
         store,
         image,
         command,
     })?;
+    common.write_page(|| report::trace_page(&report))?;
     if common.json {
         output::json(&report)?;
     } else {

@@ -170,7 +170,9 @@ impl Union {
             self.kill_priv(writer, &handle.inode)?;
         }
         if let Some(partial) = handle.inode.partial() {
-            return partial.write(offset, data);
+            let written = partial.write(offset, data);
+            self.note_copied_bytes(&handle.inode, partial.take_copied());
+            return written;
         }
         let real = file.real.as_file().ok_or(Error::Errno(libc::EBADF))?;
         let mut done = 0;

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::fs::XattrFlags;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::files;
 
@@ -17,7 +17,7 @@ const BLOCK: u64 = 4096;
 const WRITE: u64 = 1 << 20;
 
 /// The first change of a lower file, or of a directory of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Change {
     /// One byte at the end.

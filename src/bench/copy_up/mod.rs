@@ -7,7 +7,7 @@ mod run;
 mod stall;
 mod systems;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use changes::Change;
 pub use files::Shape;
@@ -30,15 +30,17 @@ pub struct Request {
     pub rivals: Vec<std::path::PathBuf>,
     /// Only systems whose names have one of these parts; none means all.
     pub only: Vec<String>,
+    /// Only changes whose names have one of these parts; none means all.
+    pub change: Vec<String>,
     /// Sizes and the plainest change alone.
     pub quick: bool,
 }
 
 /// What was found out.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// `copy-up`.
-    pub benchmark: &'static str,
+    pub benchmark: String,
     /// Where.
     pub machine: Machine,
     /// Who.
@@ -47,6 +49,8 @@ pub struct Report {
     pub left_out: Vec<Left>,
     /// How often each took its turn.
     pub rounds: usize,
+    /// How long all of it took, in seconds.
+    pub seconds: f64,
     /// What was changed.
     pub cases: Vec<Case>,
     /// One for each case and system that could do it.
@@ -56,7 +60,7 @@ pub struct Report {
 }
 
 /// One case on one system.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cell {
     /// The case's number in the report.
     pub case: usize,

@@ -1,13 +1,13 @@
 //! Which changes are measured.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Request;
 use super::changes::Change;
 use super::files::{Files, Shape};
 
 /// One thing to measure.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Case {
     /// What is done.
     pub change: Change,
@@ -64,16 +64,18 @@ impl Case {
     }
 }
 
+/// Beyond this only the first block is written: each file costs the systems that copy it seconds.
+const LARGE: u64 = 256 << 20;
 /// The largest stack.
 const DEEP: usize = 64;
 const TREE: usize = 1000;
 const WRITERS: usize = 8;
 const SMALLEST: u64 = 4096;
 
-/// 4 KiB and eight times as much again and again, and the largest itself.
+/// 4 KiB and sixteen times as much again and again, and the largest itself; what comes close to that is left out.
 fn sizes(max: u64) -> Vec<u64> {
-    let mut sizes: Vec<u64> = std::iter::successors(Some(SMALLEST), |size| size.checked_mul(8))
-        .take_while(|size| *size < max)
+    let mut sizes: Vec<u64> = std::iter::successors(Some(SMALLEST), |size| size.checked_mul(16))
+        .take_while(|size| *size <= max / 4)
         .collect();
     sizes.push(max.max(SMALLEST));
     sizes
@@ -96,7 +98,13 @@ pub(super) fn plan(request: &Request) -> (Vec<Case>, Files) {
         ]
     };
     for change in growing {
-        cases.extend(sizes.iter().map(|size| Case::plain(*change, *size)));
+        // What changes no data shows the same at a size that takes no minutes to copy.
+        let most = match change {
+            Change::Block => u64::MAX,
+            _ => LARGE.max(SMALLEST),
+        };
+        let fitting = sizes.iter().filter(|size| **size <= most);
+        cases.extend(fitting.map(|size| Case::plain(*change, *size)));
     }
     if !request.quick {
         let rest = Change::ALL
@@ -119,6 +127,16 @@ pub(super) fn plan(request: &Request) -> (Vec<Case>, Files) {
             vary(|case| case.writers = WRITERS),
         ]);
     }
+    if !request.change.is_empty() {
+        let wanted = |case: &Case| {
+            let name = case.name();
+            request
+                .change
+                .iter()
+                .any(|part| name.contains(part.as_str()))
+        };
+        cases.retain(wanted);
+    }
     let files = Files {
         sizes,
         middle,
@@ -140,6 +158,7 @@ mod tests {
             rounds: 1,
             rivals: Vec::new(),
             only: Vec::new(),
+            change: Vec::new(),
             quick: false,
         }
     }
@@ -169,7 +188,8 @@ mod tests {
     #[test]
     fn sizes_end_where_they_were_told() {
         assert_eq!(sizes(4096), [4096]);
-        assert_eq!(sizes(100_000), [4096, 32768, 100_000]);
+        assert_eq!(sizes(100_000), [4096, 100_000]);
+        assert_eq!(sizes(64 << 20), [4096, 65536, 1 << 20, 16 << 20, 64 << 20]);
         assert_eq!(sizes(1 << 20).last(), Some(&(1 << 20)));
     }
 }

@@ -45,8 +45,13 @@ pub fn run(request: &Request, progress: &dyn Progress) -> Result<Report, BenchEr
     if request.rounds == 0 {
         return Err(BenchError::Usage("--rounds must be at least 1".into()));
     }
+    let begin = Instant::now();
     let (found, mut left) = systems::systems(request, root)?;
     let (cases, files) = plan(request);
+    if cases.is_empty() {
+        let text = format!("no change is called like {}", request.change.join(", "));
+        return Err(BenchError::Usage(text));
+    }
     let (scene, _ending) = Scene::new(&request.dir)?;
     let machine = Machine::look(scene.dir());
     progress.note("making the layers");
@@ -91,7 +96,8 @@ pub fn run(request: &Request, progress: &dyn Progress) -> Result<Report, BenchEr
         done += 1;
     })?;
     Ok(Report {
-        benchmark: "copy-up",
+        benchmark: "copy-up".into(),
+        seconds: begin.elapsed().as_secs_f64(),
         machine,
         systems: systems.into_iter().map(|system| system.info).collect(),
         left_out: left,
@@ -112,7 +118,8 @@ impl Stand {
         let mut filesystems: Vec<Filesystem> = systems.iter().map(|s| s.fs).collect();
         filesystems.sort_unstable();
         filesystems.dedup();
-        let needed = files.bytes() + 2 * max_size + (512 << 20);
+        // The layers, one copy of the largest file at a time, and what small files take.
+        let needed = files.bytes() + max_size + (512 << 20);
         let stat = rustix::fs::statvfs(scene.dir())
             .map_err(|e| at("cannot ask for the space of", scene.dir())(e.into()))?;
         let free = stat.f_bavail * stat.f_frsize;
@@ -160,6 +167,7 @@ impl Stand {
             base: dir.join("layers"),
             lowers: files::lowers(depth),
             private: dir.join("private"),
+            image: None,
         })
     }
 

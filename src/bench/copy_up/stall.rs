@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::changes::Change;
 use super::files::SMALL;
@@ -17,7 +17,7 @@ use crate::bench::measure::Summary;
 const WINDOW: Duration = Duration::from_millis(300);
 
 /// How one system kept others waiting.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Stall {
     /// The system's number in the report.
     pub system: usize,

@@ -29,6 +29,14 @@ pub(super) fn systems(
             "this program with its default options",
         ),
         System::new(
+            "acetate complete=off",
+            Kind::Acetate,
+            main,
+            "complete=off",
+            &this,
+            "this program; nothing is copied in the background, so that all that is counted is the change's own",
+        ),
+        System::new(
             "acetate partial=off",
             Kind::Acetate,
             main,

@@ -2,17 +2,23 @@
 
 mod copy_up_page;
 mod copy_up_text;
+mod growth;
+mod markdown;
 mod page;
 mod rivals_page;
 mod rivals_text;
 mod svg;
 pub mod table;
+mod trace_page;
 mod trace_text;
 
 pub use copy_up_page::copy_up_page;
 pub use copy_up_text::copy_up_table;
+pub use growth::{growth_page, growth_table};
+pub use markdown::rivals_markdown;
 pub use rivals_page::rivals_page;
 pub use rivals_text::rivals_table;
+pub use trace_page::trace_page;
 pub use trace_text::trace_table;
 
 /// `4 KiB`, `1.5 GiB`.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::mount;
 
@@ -12,7 +12,7 @@ use crate::mount;
 const TICKS: f64 = 100.0;
 
 /// What a daemon used, in all or between two moments.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Daemon {
     /// Seconds of processor time.
     pub cpu: f64,
@@ -26,7 +26,7 @@ pub struct Daemon {
 
 impl Daemon {
     /// What the process has used by now. `None` where there is none, or no more.
-    pub(super) fn now(pid: Option<u32>, dir: &Path, counts: bool) -> Option<Daemon> {
+    pub(in crate::bench) fn now(pid: Option<u32>, dir: &Path, counts: bool) -> Option<Daemon> {
         let pid = pid?;
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // Behind the name, which may hold blanks and parentheses, `utime` is the twelfth field.

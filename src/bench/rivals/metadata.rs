@@ -27,22 +27,15 @@ pub(super) fn walk(_: &Ground, dir: &Path) -> Result<u64, BenchError> {
 
 /// By tar itself, whose output is read: it skips the data when it writes to `/dev/null`.
 pub(super) fn tar(ground: &Ground, dir: &Path) -> Result<u64, BenchError> {
-    let failed = |e: io::Error| BenchError::Program("tar".into(), e.to_string());
-    let mut command = Command::new("tar");
+    let mut command = Command::new("sh");
     command
-        .args(["--one-file-system", "--sort=name", "-cf", "-", "-C"])
-        .arg(dir)
-        .arg(".");
-    let mut child = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    if let Some(mut out) = child.stdout.take() {
-        io::copy(&mut out, &mut io::sink()).map_err(failed)?;
-    }
-    let status = child.wait().map_err(failed)?;
+        .args([
+            "-c",
+            "tar --one-file-system --sort=name -cf - . | cat >/dev/null",
+        ])
+        .current_dir(dir)
+        .stderr(Stdio::null());
+    let status = ground.scene.run(&mut command)?;
     if !status.success() {
         return Err(BenchError::Program("tar".into(), status.to_string()));
     }

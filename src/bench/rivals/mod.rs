@@ -5,18 +5,20 @@ mod data;
 mod metadata;
 mod programs;
 mod run;
+mod sum;
 mod tree;
 mod work;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use daemon::Daemon;
 pub use run::run;
 pub use work::Group;
 
-use super::{Left, Machine, Summary, SystemInfo};
+use super::{Left, Machine, StoredImage, Summary, SystemInfo};
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -27,6 +29,8 @@ pub struct Request {
     pub layers: Vec<PathBuf>,
     /// How they are called.
     pub layers_name: String,
+    /// Whose they are: this program mounts the image itself, the others its layers.
+    pub image: Option<StoredImage>,
     /// How often each system takes its turn.
     pub rounds: usize,
     /// More programs that mount like fuse-overlayfs.
@@ -37,13 +41,15 @@ pub struct Request {
     pub work: Vec<String>,
     /// A tenth of the work.
     pub quick: bool,
+    /// After this long a workload is stopped, and fails.
+    pub limit: Duration,
 }
 
 /// What was found out.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// `rivals`.
-    pub benchmark: &'static str,
+    pub benchmark: String,
     /// Where.
     pub machine: Machine,
     /// The layers' name, and how many there are.
@@ -56,6 +62,8 @@ pub struct Report {
     pub left_out: Vec<Left>,
     /// How often each took its turn.
     pub rounds: usize,
+    /// How long all of it took, in seconds.
+    pub seconds: f64,
     /// The system that the others are compared with.
     pub base: usize,
     /// What was done.
@@ -69,7 +77,7 @@ pub struct Report {
 }
 
 /// One kind of work.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Workload {
     /// In a few words.
     pub name: String,
@@ -78,7 +86,7 @@ pub struct Workload {
 }
 
 /// One workload on one system.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cell {
     /// The workload's number in the report.
     pub workload: usize,
@@ -97,7 +105,7 @@ pub struct Cell {
 }
 
 /// How a system does on the whole.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Mean {
     /// The system's number.
     pub system: usize,

@@ -1,28 +1,44 @@
 //! Work by programs: those of the image in a chroot, and those of this machine on the mount.
 
-use std::fs;
-use std::path::Path;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::work::Ground;
 use crate::bench::error::{BenchError, at};
+use crate::bench::scene::{Scene, finish};
 use crate::bench::system::find_program;
 
-/// Only root may change its root.
-fn not_root() -> Option<String> {
-    let root = rustix::process::geteuid().is_root();
-    (!root).then(|| "chroot needs root".into())
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
+/// What changes owners.
+fn not_root() -> Option<String> {
+    (!is_root()).then(|| "needs root".into())
+}
+
+/// A plain user may change his root in a user namespace of his own.
 fn lacks(dir: &Path, program: &str) -> Option<String> {
     let found = fs::symlink_metadata(dir.join(program)).is_ok();
     let missing = (!found).then(|| format!("the layers have no /{program}"));
-    missing.or_else(not_root)
+    missing.or_else(|| {
+        let mut command = Command::new("unshare");
+        let may = is_root() || finish(command.args(["--user", "--map-root-user", "true"])).is_ok();
+        (!may).then(|| "chroot needs root or user namespaces".into())
+    })
 }
 
 /// Runs a command line with the mount as its root.
 fn inside(ground: &Ground, dir: &Path, script: &str) -> Result<(), BenchError> {
-    let mut command = Command::new("chroot");
+    let mut command = if is_root() {
+        Command::new("chroot")
+    } else {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "chroot"]);
+        command
+    };
     command.arg(dir).args(["/bin/sh", "-euc", script]);
     command.env_clear();
     command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
@@ -62,13 +78,69 @@ pub(super) fn python(ground: &Ground, dir: &Path) -> Result<u64, BenchError> {
     Ok(6)
 }
 
-pub(super) fn no_dpkg(_: &Ground, dir: &Path) -> Option<String> {
-    lacks(dir, "usr/bin/dpkg").or_else(|| lacks(dir, "srv/debs"))
+/// How many packages are installed, and how many files each has.
+const PACKAGES: usize = 10;
+const PACKED: usize = 40;
+/// Where they lie in the mount.
+const DEBS: &str = "bench-debs";
+
+/// Packages with small files, where the program is installed that makes them.
+pub(super) fn make_packages(scene: &Scene) -> Result<Option<PathBuf>, BenchError> {
+    if find_program("dpkg-deb").is_none() {
+        return Ok(None);
+    }
+    let debs = scene.make_dir("debs")?;
+    for number in 0..PACKAGES {
+        let name = format!("acetate-bench-{number}");
+        let tree = scene.make_dir(&format!("package-{number}"))?;
+        let make = || -> std::io::Result<()> {
+            let control = tree.join("DEBIAN");
+            fs::create_dir_all(&control)?;
+            // Whatever the umask is, dpkg-deb takes no other mode.
+            fs::set_permissions(&control, Permissions::from_mode(0o755))?;
+            let text = format!(
+                "Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: bench <bench@localhost>\n\
+                 Description: files to unpack\n"
+            );
+            fs::write(control.join("control"), text)?;
+            let files = tree.join("usr/share").join(&name);
+            for file in 0..PACKED {
+                let dir = files.join(format!("d{}", file % 4));
+                fs::create_dir_all(&dir)?;
+                fs::write(dir.join(format!("f{file}")), vec![b'a'; 300 << (file % 6)])?;
+            }
+            Ok(())
+        };
+        make().map_err(at("cannot make the package", &tree))?;
+        let mut command = Command::new("dpkg-deb");
+        command.args(["--root-owner-group", "-Zgzip", "--build"]);
+        finish(command.arg(&tree).arg(debs.join(format!("{name}.deb"))))?;
+    }
+    Ok(Some(debs))
+}
+
+pub(super) fn no_dpkg(ground: &Ground, dir: &Path) -> Option<String> {
+    let none = ground.debs.is_none();
+    let missing = none.then(|| "dpkg-deb, which makes the packages, is not installed".into());
+    missing
+        .or_else(|| lacks(dir, "usr/bin/dpkg"))
+        .or_else(|| lacks(dir, "bin/sh"))
+        .or_else(not_root)
+}
+
+pub(super) fn bring_packages(ground: &Ground, dir: &Path) -> Result<u64, BenchError> {
+    let Some(debs) = &ground.debs else {
+        return Err(BenchError::Wrong("there are no packages".into()));
+    };
+    let mut command = Command::new("cp");
+    command.arg("-r").arg(debs).arg(dir.join(DEBS));
+    quiet(ground, &mut command, "cp")?;
+    Ok(0)
 }
 
 pub(super) fn dpkg(ground: &Ground, dir: &Path) -> Result<u64, BenchError> {
-    inside(ground, dir, "dpkg -i --force-depends /srv/debs/*.deb")?;
-    Ok(1)
+    inside(ground, dir, &format!("dpkg -i /{DEBS}/*.deb"))?;
+    Ok(PACKAGES as u64)
 }
 
 pub(super) fn no_git(ground: &Ground, _: &Path) -> Option<String> {

@@ -7,27 +7,19 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::daemon::Daemon;
+use super::sum::{Sum, cells, means};
 use super::tree::{self, Survey};
-use super::work::{Ground, Group, TASKS, Task};
-use super::{Cell as Figures, Mean, Report, Request, Workload, metadata, programs};
+use super::work::{Ground, TASKS, Task};
+use super::{Report, Request, Workload, metadata, programs};
 use crate::bench::Progress;
 use crate::bench::disk::{Disk, Filesystem};
 use crate::bench::error::{BenchError, at};
 use crate::bench::machine::Machine;
-use crate::bench::measure::Summary;
 use crate::bench::scene::Scene;
 use crate::bench::system::{
-    Kind, Left, Mounted, Place, System, find_program, mount_programs, only, this_program,
+    Kind, Left, Mounted, Place, StoredImage, System, find_program, mount_programs, only,
+    this_program,
 };
-
-/// What one workload gave on one system so far.
-#[derive(Debug, Default)]
-struct Sum {
-    times: Vec<Duration>,
-    operations: u64,
-    daemons: Vec<Daemon>,
-    failed: Option<String>,
-}
 
 /// Measures what is asked for. Must be called before the process has any other thread.
 pub fn run(request: &Request, progress: &dyn Progress) -> Result<Report, BenchError> {
@@ -40,6 +32,7 @@ pub fn run(request: &Request, progress: &dyn Progress) -> Result<Report, BenchEr
             return Err(BenchError::Usage(text));
         }
     }
+    let begin = Instant::now();
     let root = rustix::process::geteuid().is_root();
     let (found, mut left) = systems(request, root)?;
     let (scene, _ending) = Scene::new(&request.dir)?;
@@ -64,7 +57,7 @@ pub fn run(request: &Request, progress: &dyn Progress) -> Result<Report, BenchEr
                 progress.step(done, all, &format!("{} on {}", task.name, system.info.name));
                 done += 1;
                 if sum.failed.is_none() {
-                    stand.turn(system, task, sum)?;
+                    stand.turn(system, task, request.limit, sum)?;
                 }
             }
         }
@@ -73,7 +66,8 @@ pub fn run(request: &Request, progress: &dyn Progress) -> Result<Report, BenchEr
     let base = base(&systems);
     let cells = cells(sums, base);
     Ok(Report {
-        benchmark: "rivals",
+        benchmark: "rivals".into(),
+        seconds: begin.elapsed().as_secs_f64(),
         machine,
         layers: format!("{}, {} layers", request.layers_name, stand.lowers.len()),
         entries: stand.ground.survey.entries,
@@ -170,6 +164,8 @@ struct Stand {
     /// Links to the layers, whose names are short.
     base: PathBuf,
     lowers: Vec<PathBuf>,
+    /// The layers are this image's.
+    image: Option<StoredImage>,
     /// The plain directory holds what the layers show.
     plain: Cell<bool>,
     /// Where everything is written.
@@ -206,11 +202,13 @@ impl Stand {
                 scene,
                 survey: Survey::default(),
                 tar,
+                debs: None,
                 repository: None,
                 less,
             },
             base,
             lowers,
+            image: request.image.clone(),
             plain: Cell::new(false),
             disk,
         };
@@ -219,6 +217,7 @@ impl Stand {
             programs::make_repository(&stand.ground, &dir)?;
             stand.ground.repository = Some(dir);
         }
+        stand.ground.debs = programs::make_packages(&stand.ground.scene)?;
         let this = this_program()?;
         let viewer = System::new("acetate", Kind::Acetate, Filesystem::Host, "", &this, "");
         stand.ground.survey = stand.on(&viewer, |dir| {
@@ -232,6 +231,7 @@ impl Stand {
             base: self.base.clone(),
             lowers: self.lowers.clone(),
             private: self.disk.dir.join("private"),
+            image: self.image.clone(),
         }
     }
 
@@ -266,9 +266,9 @@ impl Stand {
             return self.on_plain(&mounted, harms, act);
         }
         let acted = act(&mounted);
-        mounted.unmount(&self.ground.scene)?;
+        let gone = mounted.unmount(&self.ground.scene);
         remove(&place.private)?;
-        acted
+        acted.and_then(|value| gone.map(|()| value))
     }
 
     /// A plain directory is copied again only where something was changed that the layers have: that takes longer than most work.
@@ -384,21 +384,36 @@ impl Stand {
         })
     }
 
-    /// One workload once on one system. What the system cannot do is a finding.
-    fn turn(&self, system: &System, task: &Task, sum: &mut Sum) -> Result<(), BenchError> {
+    /// One workload once on one system. What the system cannot do, or not in time, is a finding.
+    fn turn(
+        &self,
+        system: &System,
+        task: &Task,
+        limit: Duration,
+        sum: &mut Sum,
+    ) -> Result<(), BenchError> {
         let counts = system.kind == Kind::Acetate;
         let measured = self.on_mount(system, task.harms, |mounted| {
             let (ground, dir) = (&self.ground, mounted.dir.as_path());
-            (task.prepare)(ground, dir)?;
-            let before = Daemon::now(mounted.pid(), dir, counts);
-            let begin = Instant::now();
-            let operations = (task.run)(ground, dir)?;
-            let time = begin.elapsed();
-            let after = Daemon::now(mounted.pid(), dir, counts);
-            let daemon = after
-                .zip(before)
-                .map(|(after, before)| after.since(&before));
-            Ok((time, operations, daemon))
+            let act = || {
+                (task.prepare)(ground, dir)?;
+                let before = Daemon::now(mounted.pid(), dir, counts);
+                let begin = Instant::now();
+                let operations = (task.run)(ground, dir)?;
+                let time = begin.elapsed();
+                let after = Daemon::now(mounted.pid(), dir, counts);
+                let daemon = after
+                    .zip(before)
+                    .map(|(after, before)| after.since(&before));
+                Ok((time, operations, daemon))
+            };
+            match ground.scene.limited(limit, mounted.pid(), act) {
+                (_, true) => Err(BenchError::Wrong(format!(
+                    "stopped after {} s",
+                    limit.as_secs()
+                ))),
+                (measured, false) => measured,
+            }
         });
         match measured {
             Ok((time, operations, daemon)) => {
@@ -449,85 +464,9 @@ fn make_tar(scene: &Scene, less: usize) -> Result<(PathBuf, u64), BenchError> {
     Ok((path, count as u64))
 }
 
-fn cells(sums: Vec<Vec<Sum>>, base: usize) -> Vec<Figures> {
-    let mut cells = Vec::new();
-    for (workload, row) in sums.into_iter().enumerate() {
-        let times: Vec<Option<Summary>> = row
-            .iter()
-            .map(|sum| Summary::of(&sum.times).filter(|_| sum.failed.is_none()))
-            .collect();
-        let of_base = times.get(base).copied().flatten();
-        for (system, (sum, time)) in row.into_iter().zip(times).enumerate() {
-            let ratio = time
-                .zip(of_base)
-                .map(|(time, base)| time.p50_us / base.p50_us);
-            cells.push(Figures {
-                workload,
-                system,
-                time,
-                ratio,
-                operations: sum.operations,
-                daemon: Daemon::median(sum.daemons),
-                failed: sum.failed,
-            });
-        }
-    }
-    cells
-}
-
-fn means(cells: &[Figures], tasks: &[Task], systems: usize) -> Vec<Mean> {
-    let mean = |system: usize, group: Option<Group>| {
-        let ratios = cells.iter().filter_map(|cell| {
-            let task = tasks.get(cell.workload)?;
-            let counts = cell.system == system && group.is_none_or(|group| task.group == group);
-            counts.then_some(cell.ratio?)
-        });
-        geometric_mean(ratios)
-    };
-    (0..systems)
-        .map(|system| Mean {
-            system,
-            all: mean(system, None),
-            metadata: mean(system, Some(Group::Metadata)),
-            data: mean(system, Some(Group::Data)),
-        })
-        .collect()
-}
-
-fn geometric_mean(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let (sum, count) = values.fold((0.0, 0u32), |(sum, count), v| (sum + v.ln(), count + 1));
-    (count > 0).then(|| (sum / f64::from(count)).exp())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn multiples_and_their_mean() {
-        let sum = |ms: &[u64]| Sum {
-            times: ms.iter().map(|ms| Duration::from_millis(*ms)).collect(),
-            ..Sum::default()
-        };
-        let broken = Sum {
-            failed: Some("no".into()),
-            ..sum(&[1])
-        };
-        let rows = vec![
-            vec![sum(&[10, 30, 20]), sum(&[80])],
-            vec![sum(&[10]), sum(&[10])],
-            vec![sum(&[10]), broken],
-        ];
-        let cells = cells(rows, 0);
-        let ratios: Vec<Option<f64>> = cells.iter().map(|cell| cell.ratio).collect();
-        assert_eq!(
-            ratios,
-            [Some(1.0), Some(4.0), Some(1.0), Some(1.0), Some(1.0), None]
-        );
-        let means = means(&cells, TASKS.get(..3).unwrap(), 2);
-        assert!((means[1].all.unwrap() - 2.0).abs() < 1e-9, "{means:?}");
-        assert_eq!(means[1].data, None);
-    }
 
     #[test]
     fn workloads_have_names_of_their_own() {

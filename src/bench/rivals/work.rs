@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::tree::Survey;
 use super::{data, metadata, programs};
@@ -10,7 +10,7 @@ use crate::bench::error::BenchError;
 use crate::bench::scene::Scene;
 
 /// What a workload is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Group {
     /// Names, attributes, small files.
@@ -26,6 +26,8 @@ pub(super) struct Ground {
     pub(super) survey: Survey,
     /// Small files in a tar, and how many entries it has.
     pub(super) tar: (PathBuf, u64),
+    /// Debian packages, where they can be made.
+    pub(super) debs: Option<PathBuf>,
     /// A git repository, where git is installed.
     pub(super) repository: Option<PathBuf>,
     /// Everything is divided by this.
@@ -175,9 +177,14 @@ pub(super) const TASKS: &[Task] = &[
         programs::git_clone,
     )
     .if_not(programs::no_git),
-    task("dpkg -i", Metadata, nothing, programs::dpkg)
-        .if_not(programs::no_dpkg)
-        .harming(),
+    task(
+        "dpkg -i of ten packages",
+        Metadata,
+        programs::bring_packages,
+        programs::dpkg,
+    )
+    .if_not(programs::no_dpkg)
+    .harming(),
     task("sqlite commits", Data, nothing, programs::sqlite).if_not(programs::no_sqlite),
     task("append and fsync", Data, nothing, data::append),
     task("write a large file", Data, nothing, data::write),

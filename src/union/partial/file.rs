@@ -61,6 +61,8 @@ pub(crate) struct Partial {
     pub(super) whole: AtomicBool,
     /// An error of the completion in the background, for the next fsync. Atomic.
     pub(super) failed: AtomicI32,
+    /// Bytes of the lower that a change of a part of a block needed, since they were last taken. Atomic.
+    copied: AtomicU64,
     /// Immutable: what `changed` counts from.
     begin: Instant,
     /// Milliseconds until the last change by a program. Atomic.
@@ -106,6 +108,7 @@ impl Partial {
             ready: AtomicBool::new(false),
             whole: AtomicBool::new(false),
             failed: AtomicI32::new(0),
+            copied: AtomicU64::new(0),
             begin: Instant::now(),
             changed: AtomicU64::new(0),
         }
@@ -286,6 +289,11 @@ impl Partial {
         Ok(taken)
     }
 
+    /// How many bytes of the lower were copied for changes since this was last asked.
+    pub(crate) fn take_copied(&self) -> u64 {
+        self.copied.swap(0, Ordering::Relaxed)
+    }
+
     /// Copies what a change of this range leaves of the first and the last block it touches.
     fn copy_edges(&self, state: &State, bytes: Range<u64>) -> Result<()> {
         let blocks = self.blocks(bytes.clone(), state.limit);
@@ -296,6 +304,7 @@ impl Partial {
             }
             let mut buf = vec![0; (part.end - part.start) as usize];
             self.read_lower(&mut buf, part.start)?;
+            self.copied.fetch_add(buf.len() as u64, Ordering::Relaxed);
             Ok(self.file.write_all_at(&buf, part.start)?)
         };
         copy(blocks.start << shift..bytes.start)?;
