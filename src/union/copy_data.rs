@@ -55,6 +55,10 @@ pub(crate) fn copy_data(
         return Ok(Copied::default());
     }
     let mut copied = Copied::default();
+    if len > STEP {
+        // It may have waited long for its turn.
+        pace.cause.check()?;
+    }
     let mut checked = Instant::now();
     let mut at = 0;
     while at < len {

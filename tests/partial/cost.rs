@@ -263,11 +263,8 @@ fn others(root: &Path, next: &mut usize, stop: &dyn Fn() -> bool) -> [Vec<Durati
 
 const NAMES: usize = 40_000;
 
-#[test]
-#[ignore = "heavy: completes a large file"]
-fn completing_a_large_file_stalls_nothing_else() {
-    require!(skip::privileged());
-    let _limit = Watchdog::new("stalls", Duration::from_secs(600));
+/// Looks at other names and makes files while nothing goes on and while `work` does, which a large file is given to.
+fn measure_stalls(options: &str, work: impl FnOnce(&Path) + Send) {
     let stand = Stand::new("stalls");
     // 10 GiB where there is time and room.
     let size = if std::env::var_os("ACETATE_LONG").is_some() {
@@ -286,48 +283,76 @@ fn completing_a_large_file_stalls_nothing_else() {
     for number in 0..NAMES {
         fs::write(stand.lower.join(format!("small/{number}")), "").unwrap();
     }
-    let mount = stand.acetate("complete=1").mount();
+    rustix::fs::syncfs(File::open(&stand.lower).unwrap()).unwrap();
+    let mount = stand.acetate(options).mount();
     let mut next = 0;
     let begin = Instant::now();
     let mut idle = others(mount.path(), &mut next, &|| {
         begin.elapsed() > Duration::from_secs(4)
     });
-    let file = OpenOptions::new()
-        .write(true)
-        .open(mount.join("large"))
-        .unwrap();
-    file.write_all_at(b"x", size / 2).unwrap();
-    drop(file);
-    std::thread::sleep(Duration::from_millis(1500));
     let done = AtomicBool::new(false);
     let begin = Instant::now();
     let (mut busy, took) = std::thread::scope(|scope| {
-        let watch = scope.spawn(|| {
-            while stat(mount.path(), "partial_files") > 0 {
-                std::thread::sleep(Duration::from_millis(200));
-            }
+        let worker = scope.spawn(|| {
+            work(mount.path());
             done.store(true, Ordering::Release);
             begin.elapsed()
         });
         let busy = others(mount.path(), &mut next, &|| done.load(Ordering::Acquire));
-        (busy, watch.join().unwrap())
+        (busy, worker.join().unwrap())
     });
-    println!("{} MiB completed in {took:?}", size >> 20);
+    println!("{options}: {} MiB in {took:?}", size >> 20);
     let p99 = |times: &mut Vec<Duration>| {
         times.sort();
         times[(times.len() - 1) * 99 / 100]
     };
     for (kind, name) in ["stat", "create"].into_iter().enumerate() {
         let (quiet, loud) = (p99(&mut idle[kind]), p99(&mut busy[kind]));
-        let worst = busy[kind].iter().max().unwrap();
+        let worst = busy[kind].last().unwrap();
         println!(
-            "{name}: p99 {quiet:?} of {} idle, {loud:?} of {} while completing",
+            "{name}: p99 {quiet:?} of {} idle, {loud:?} of {} meanwhile ({:.2} times), the longest {worst:?}",
             idle[kind].len(),
+            busy[kind].len(),
+            loud.as_secs_f64() / quiet.as_secs_f64()
+        );
+        // Not the bar for speed, which is told above: behind a lock that is held across the copy there would be one or two.
+        assert!(
+            busy[kind].len() > 10,
+            "{name}: {} of them",
             busy[kind].len()
         );
-        assert!(busy[kind].len() > 200);
-        // Not the bar for speed, which is told above: a lock that is held across the copy makes others wait for all of it.
-        assert!(*worst < took / 2, "{name}: {worst:?} of {took:?}");
     }
     end(mount);
+}
+
+#[test]
+#[ignore = "heavy: completes a large file"]
+fn completing_a_large_file_stalls_nothing_else() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("stalls", Duration::from_secs(600));
+    measure_stalls("complete=1", |root| {
+        let file = OpenOptions::new()
+            .write(true)
+            .open(root.join("large"))
+            .unwrap();
+        file.write_all_at(b"x", 500 << 20).unwrap();
+        drop(file);
+        while stat(root, "partial_files") > 0 {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
+}
+
+#[test]
+#[ignore = "heavy: copies a large file"]
+fn copying_a_large_file_stalls_nothing_else() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("stalls", Duration::from_secs(600));
+    measure_stalls("partial=off", |root| {
+        let file = OpenOptions::new()
+            .write(true)
+            .open(root.join("large"))
+            .unwrap();
+        file.write_all_at(b"x", 500 << 20).unwrap();
+    });
 }
