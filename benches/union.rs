@@ -17,7 +17,7 @@ use acetate::layer::Layer;
 use acetate::layer::dir::{DirLayer, LayerOptions};
 use acetate::layer::fdcache::FdCache;
 use acetate::layer::format::OverrideStat;
-use acetate::layer::upper::{Namespace, Upper, UpperOptions};
+use acetate::layer::upper::{AccessTimes, Namespace, Upper, UpperOptions};
 use acetate::union::{
     Backing, BackingOpener, Caller, Lookup, NodeId, Params, ROOT, SetAttr, Union, WriteFlags,
 };
@@ -86,6 +86,7 @@ impl Rig {
             namespace,
             volatile: true,
             override_stat: OverrideStat::Off,
+            access_times: AccessTimes::AsBelow,
         };
         let upper = Upper::open(&upper, &work, options, cache.clone()).unwrap();
         let params = Params {

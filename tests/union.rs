@@ -16,7 +16,7 @@ use acetate::layer::Layer;
 use acetate::layer::dir::{DirLayer, LayerOptions};
 use acetate::layer::fdcache::FdCache;
 use acetate::layer::format::OverrideStat;
-use acetate::layer::upper::{Namespace, Upper, UpperOptions};
+use acetate::layer::upper::{AccessTimes, Namespace, Upper, UpperOptions};
 use acetate::union::{
     Backing, BackingOpener, Caller, ChangeKind, Entry, Lookup, NodeId, OpenMode, Opened, Params,
     ROOT, RenameMode, SetAttr, Union, WriteFlags,
@@ -95,6 +95,7 @@ impl Rig {
             namespace: Namespace::Trusted,
             volatile: true,
             override_stat: OverrideStat::Off,
+            access_times: AccessTimes::AsBelow,
         };
         let upper = Upper::open(
             &self.upper(),

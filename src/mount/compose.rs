@@ -21,10 +21,10 @@ use crate::layer::fdcache::FdCache;
 use crate::layer::format::OverrideStat;
 use crate::layer::owners::{OwnerShift, Shifted};
 use crate::layer::upper::ask_to_yield;
-use crate::layer::upper::{Namespace, Upper, UpperOptions};
+use crate::layer::upper::{AccessTimes, Namespace, Upper, UpperOptions};
 use crate::sys::caps;
 use crate::sys::fusedev;
-use crate::sys::mount::{self as sys_mount, FuseMount, is_idmapped};
+use crate::sys::mount::{self as sys_mount, FuseMount, MountFlags, is_idmapped};
 use crate::union::idmap::IdRange;
 use crate::union::params::RedirectDir;
 use crate::union::{Params, Union};
@@ -341,6 +341,7 @@ fn open_upper(
         namespace: namespace(options, rights),
         volatile: options.volatile || private,
         override_stat: options.override_stat,
+        access_times: access_times(options.flags),
     };
     let begin = Instant::now();
     let mut limit = LET_GO;
@@ -369,6 +370,17 @@ fn open_upper(
             }
             opened => return Ok(Some(opened?)),
         }
+    }
+}
+
+/// The kernel reads files of the upper itself, so that the mount of the upper decides what the union's mount was told.
+fn access_times(flags: MountFlags) -> AccessTimes {
+    if flags.contains(MountFlags::NOATIME) {
+        AccessTimes::Never
+    } else if flags.contains(MountFlags::STRICTATIME) {
+        AccessTimes::Always
+    } else {
+        AccessTimes::AsBelow
     }
 }
 

@@ -1,4 +1,4 @@
-//! Private mounts of a directory that no one can write through.
+//! Private mounts of a directory: read-only ones, which no one can write through, and those of uppers.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -9,6 +9,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 const MOUNT_ATTR_RDONLY: u64 = 0x1;
 const MOUNT_ATTR_ATIME: u64 = 0x70;
 const MOUNT_ATTR_NOATIME: u64 = 0x10;
+const MOUNT_ATTR_STRICTATIME: u64 = 0x20;
 
 /// The kernel's `struct mount_attr`.
 #[repr(C)]
@@ -59,6 +60,54 @@ pub fn read_only_clone(dir: BorrowedFd<'_>) -> io::Result<MountClone> {
                 noatime: false,
             })
         }
+        Err(e) => Err(e),
+    }
+}
+
+/// When reading through a mount changes access times.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AccessTimes {
+    /// As on the mount that was cloned.
+    #[default]
+    AsBelow,
+    /// `noatime`.
+    Never,
+    /// `strictatime`.
+    Always,
+}
+
+/// Makes a private clone of the mount at `dir` that can be written through, and that leaves the mount itself free to be
+/// unmounted. Returns its root, opened with `O_PATH`. Needs `CAP_SYS_ADMIN` over the mount namespace.
+pub fn writable_clone(dir: BorrowedFd<'_>, times: AccessTimes) -> io::Result<OwnedFd> {
+    let root = open_tree(
+        dir,
+        "",
+        OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH,
+    )?;
+    let private = MountAttr {
+        set: 0,
+        clear: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    mount_setattr(root.as_fd(), &private)?;
+    let set = match times {
+        AccessTimes::AsBelow => return Ok(root),
+        AccessTimes::Never => MOUNT_ATTR_NOATIME,
+        AccessTimes::Always => MOUNT_ATTR_STRICTATIME,
+    };
+    let timed = MountAttr {
+        set,
+        clear: MOUNT_ATTR_ATIME,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    match mount_setattr(root.as_fd(), &timed) {
+        Ok(()) => Ok(root),
+        // Locked, as above.
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => Ok(root),
         Err(e) => Err(e),
     }
 }

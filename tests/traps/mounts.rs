@@ -10,7 +10,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount, umount2};
 use crate::common::connection::mounted_at;
 use crate::common::{Acetate, LoopImage, Overlay, Scratch, Watchdog, skip};
 use crate::require;
-use crate::rig::{Rig, open};
+use crate::rig::{Rig, open, set_times};
 
 #[test]
 fn a_bind_mount_on_a_file_survives_every_change_around_it() {
@@ -283,5 +283,76 @@ fn unmount_after_many_closes() {
         mount
             .unmount()
             .unwrap_or_else(|e| panic!("round {round}: {e}"));
+    }
+}
+
+/// Of a directory, which is detached with the test.
+struct Tmpfs<'a>(&'a Path);
+
+impl<'a> Tmpfs<'a> {
+    fn new(dir: &'a Path) -> Tmpfs<'a> {
+        let none = None::<&str>;
+        mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        Tmpfs(dir)
+    }
+}
+
+impl Drop for Tmpfs<'_> {
+    fn drop(&mut self) {
+        if mounted_at(self.0).is_some_and(|mount| mount.source == "tmpfs") {
+            umount2(self.0, MntFlags::MNT_DETACH).unwrap();
+        }
+    }
+}
+
+/// As on the kernel's overlayfs. Who unmounts the union and then that filesystem does not wait for the daemon's end in between.
+#[test]
+fn what_the_upper_lies_on_is_not_kept_busy() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("not-busy", Duration::from_secs(60));
+    let scratch = Scratch::new("not-busy");
+    let (lower, below) = (scratch.dir("lower"), scratch.dir("below"));
+    let tmpfs = Tmpfs::new(&below);
+    let (upper, work) = (below.join("one/upper"), below.join("two/work"));
+    fs::create_dir_all(&upper).unwrap();
+    fs::create_dir_all(&work).unwrap();
+    fs::write(lower.join("file"), "below").unwrap();
+    let mount = Acetate::new(scratch.join("merged"))
+        .lowers(&[&lower])
+        .upper(&upper, &work)
+        .mount();
+    umount(&below).unwrap();
+    assert!(!upper.exists());
+    // Copied up, linked and renamed from the workdir all the same.
+    fs::write(mount.join("file"), "changed").unwrap();
+    fs::hard_link(mount.join("file"), mount.join("link")).unwrap();
+    fs::rename(mount.join("file"), mount.join("renamed")).unwrap();
+    assert_eq!(fs::read_to_string(mount.join("link")).unwrap(), "changed");
+    assert_eq!(mount.unmount().unwrap().trim(), "");
+    drop(tmpfs);
+}
+
+#[test]
+fn access_times_of_upper_files_are_as_the_mount_was_told() {
+    use std::os::unix::fs::MetadataExt;
+    require!(skip::privileged());
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let later = i64::try_from(now).unwrap() + 10_000;
+    // The kernel's own rule for `relatime` would move the first and leave the second.
+    for (options, past, future) in [
+        ("noatime", false, false),
+        ("noatime,passthrough=off", false, false),
+        ("strictatime", true, true),
+    ] {
+        let rig = Rig::new("atime", options, |_| {});
+        let file = rig.at("file");
+        fs::write(&file, "data").unwrap();
+        for (before, moves) in [(1_000, past), (later, future)] {
+            set_times(&file, before, 2_000);
+            fs::read(&file).unwrap();
+            let after = fs::metadata(&file).unwrap().atime();
+            assert_eq!(after != before, moves, "{options}: {before} became {after}");
+        }
+        rig.finish(|_| {});
     }
 }

@@ -12,6 +12,7 @@ mod create;
 mod index;
 mod open;
 mod partial;
+mod private;
 mod publish;
 mod remove;
 mod sidecar;
@@ -37,6 +38,7 @@ use super::{
     Access, Layer, LayerEntry, LayerLookup, Marks, Node, OverlayHandle, RealFile, Stat, Timestamp,
 };
 
+pub use crate::sys::mount_clone::AccessTimes;
 pub use create::NewAttributes;
 pub use partial::{NOWHERE, ask_to_yield, partial_left};
 pub use stage::{Published, Staged};
@@ -59,6 +61,8 @@ pub struct UpperOptions {
     pub volatile: bool,
     /// `xattr_permissions=1|2`: owner and mode are kept in `override_stat` xattrs.
     pub override_stat: super::format::OverrideStat,
+    /// When reading changes access times, where the upper can be reached by a mount of its own.
+    pub access_times: AccessTimes,
 }
 
 /// What is to be staged in the workdir.
@@ -132,6 +136,8 @@ pub struct Upper {
     root_fd: Arc<OwnedFd>,
     /// Immutable: the same, locked against other mounts.
     _lock: OwnedFd,
+    /// Immutable: the private mount by which both directories are reached.
+    _mount: Option<OwnedFd>,
     /// Immutable: device of the upper directory.
     dev: u64,
     /// Immutable: see [`Upper::keeps_order`].

@@ -14,7 +14,7 @@ use super::partial::{self, Announcement, PARTIAL};
 use super::sidecar::Sidecar;
 use super::whiteout::{self, WhiteoutForm};
 use super::workdir::{Workdir, clean, probe_renames};
-use super::{Mark, Namespace, Upper, UpperOptions};
+use super::{Mark, Namespace, Upper, UpperOptions, private};
 use crate::layer::dir::kept_override;
 use crate::layer::error::UpperError;
 use crate::layer::fdcache::FdCache;
@@ -110,7 +110,7 @@ fn lies_in(inner: &OwnedFd, outer: &OwnedFd) -> io::Result<bool> {
     }
 }
 
-fn mount_id(fd: &OwnedFd) -> io::Result<Option<u64>> {
+pub(super) fn mount_id(fd: BorrowedFd<'_>) -> io::Result<Option<u64>> {
     let stat = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
     Ok((stat.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(stat.stx_mnt_id))
 }
@@ -144,9 +144,22 @@ impl Upper {
         };
         let root_fd = up.open()?;
         let base = wk.open()?;
+        check_pair(&up, &root_fd, &wk, &base)?;
+        let found = (root_fd.as_fd(), base.as_fd());
+        let (root_fd, base, mount) =
+            match private::reach((upper, work), found, options.access_times) {
+                Ok(pair) => (pair.upper, pair.work, Some(pair.mount)),
+                Err(e) => {
+                    log::debug!("no private mount of {}: {e}", upper.display());
+                    (root_fd, base, None)
+                }
+            };
         // On a descriptor of its own: nodes that outlive the upper hold the other one.
-        let lock = up.open()?;
-        check_pair(&up, &lock, &wk, &base)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let lock = rustix::fs::openat(&root_fd, ".", flags, Mode::empty()).map_err(|e| up.io(e))?;
+        up.lock(&lock)?;
+        wk.lock(&base)?;
+        check_kernel_mounts(&up, &root_fd, &wk, &base)?;
 
         let scratch = open_scratch(&base).map_err(|e| wk.io(e))?;
         check_features(&wk, &scratch)?;
@@ -195,6 +208,7 @@ impl Upper {
             root,
             root_fd,
             _lock: lock,
+            _mount: mount,
             dev: root_stat.st_dev as u64,
             index,
             sidecar,
@@ -212,7 +226,7 @@ fn keeps_order(root: &OwnedFd) -> bool {
     rustix::fs::fstatfs(root).is_ok_and(|fs| [EXT4, XFS, BTRFS].contains(&fs.f_type))
 }
 
-/// Everything that can be told without touching anything; takes both directories for this process.
+/// Everything that can be told of the two without touching anything.
 fn check_pair(
     up: &Place<'_>,
     root: &OwnedFd,
@@ -231,16 +245,15 @@ fn check_pair(
     wk.check_writable(base)?;
     let dev = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| stat.st_dev);
     let same = dev(root).map_err(|e| up.io(e))? == dev(base).map_err(|e| wk.io(e))?
-        && mount_id(root).map_err(|e| up.io(e))? == mount_id(base).map_err(|e| wk.io(e))?;
+        && mount_id(root.as_fd()).map_err(|e| up.io(e))?
+            == mount_id(base.as_fd()).map_err(|e| wk.io(e))?;
     if !same {
         return Err(UpperError::OtherFilesystem {
             upper: up.owned(),
             work: wk.owned(),
         });
     }
-    up.lock(root)?;
-    wk.lock(base)?;
-    check_kernel_mounts(up, root, wk, base)
+    Ok(())
 }
 
 /// The kernel's overlayfs takes no lock that others see, but its mounts tell what they use.

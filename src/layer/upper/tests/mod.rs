@@ -34,6 +34,7 @@ pub(super) fn options(namespace: Namespace) -> UpperOptions {
         namespace,
         volatile: false,
         override_stat: OverrideStat::Off,
+        access_times: AccessTimes::AsBelow,
     }
 }
 
