@@ -74,6 +74,12 @@ impl MountArgs {
     fn request(self, root: Option<PathBuf>) -> Result<MountRequest, CliError> {
         let usage = |text: &str| Err(CliError::Usage(text.to_owned()));
         let mut options = MountOptions::parse(&self.options).map_err(mount::MountError::from)?;
+        if options.remount {
+            return usage("a mount is given other flags by: mount -o remount,OPTIONS DIR");
+        }
+        if self.platform.is_some() && !(self.lower.is_empty() && options.lowers.is_empty()) {
+            return usage("--platform chooses among those of an image, and here layers are named");
+        }
         if self.upper.is_some() && options.upper.is_some() {
             return usage("both --upper and upperdir= are given");
         }
@@ -179,6 +185,15 @@ mod tests {
             ),
             (vec!["--lower", "a", "--keep", "k", "--ro", "m"], "--keep"),
             (vec!["--lower", "a", "-o", "frob", "m"], "frob"),
+            (
+                vec!["--lower", "a", "--platform", "linux/arm64", "m"],
+                "--platform",
+            ),
+            (vec!["--lower", "a", "-o", "remount,ro", "m"], "remount"),
+            (
+                vec!["--lower", "a", "-o", "partial=1M,partial=2M", "m"],
+                "partial",
+            ),
         ] {
             let error = request(&words).unwrap_err();
             assert!(error.to_string().contains(part), "{words:?}: {error}");

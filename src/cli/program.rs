@@ -4,6 +4,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use super::CliError;
 use crate::mount::{self, Background, MountError, MountOptions, MountRequest, Source};
@@ -85,6 +86,12 @@ pub(super) fn run(words: &[OsString], called_by: CalledBy) -> Result<(), CliErro
         CalledBy::Program => (words.f || words.debug, false),
         CalledBy::Mount => (false, words.f),
     };
+    if let Some((dir, options)) = remounted(&words)? {
+        if fake {
+            return Ok(());
+        }
+        return Ok(mount::remount(&dir, &options)?);
+    }
     let request = request(words)?;
     if fake {
         return Ok(());
@@ -95,6 +102,23 @@ pub(super) fn run(words: &[OsString], called_by: CalledBy) -> Result<(), CliErro
         Background::Daemon
     };
     Ok(mount::mount(&request, background, None)?)
+}
+
+/// Where `remount` is among the options: the mount, and what it is to become.
+fn remounted(words: &Words) -> Result<Option<(PathBuf, MountOptions)>, CliError> {
+    let mut options = MountOptions::parse(&words.options).map_err(MountError::from)?;
+    if !options.remount {
+        return Ok(None);
+    }
+    if words.read_only {
+        options.flags |= MountFlags::RDONLY;
+    }
+    match words.positional.as_slice() {
+        [dir] | [_, dir] => Ok(Some((dir.into(), options))),
+        _ => Err(CliError::Usage(
+            "name the mount: acetate [SOURCE] DIR -o remount,OPTIONS".into(),
+        )),
+    }
 }
 
 fn request(words: Words) -> Result<MountRequest, CliError> {

@@ -50,6 +50,9 @@ pub struct Commit<'a> {
     pub upper: Option<&'a Path>,
     /// Where the two are mounted.
     pub merged: &'a Path,
+    /// Inode numbers, in the mount, of changed files that no name in the writable layer leads to: hard links whose changed names
+    /// were removed while others lie in the image.
+    pub unnamed: &'a [u64],
 }
 
 /// A layer's tar that lies among the blobs, uncompressed.
@@ -83,7 +86,8 @@ impl Store {
                 // The mount may be older than its image's place in this store.
                 let below = below.filter(|tree| tree.is_dir());
                 let (layer, changed) = self.new_layer(|output| {
-                    tree::write_changes(upper, what.merged, below.as_deref(), output)
+                    let seen = (what.merged, what.unnamed);
+                    tree::write_changes(upper, seen, below.as_deref(), output)
                         .map(|(_, changed)| changed)
                 })?;
                 changed.then_some(layer)

@@ -31,6 +31,7 @@ enum Question {
     Info,
     Stats,
     Diff,
+    Unnamed,
     /// The path from the mount's root, as bytes.
     Explain(Vec<u8>),
     /// The same.
@@ -138,6 +139,7 @@ fn answer(
             serde_json::to_vec(&Answer::Ok(stats))?
         }
         (Question::Diff, Some(union)) => to_json(union.diff())?,
+        (Question::Unnamed, Some(union)) => to_json(union.unnamed())?,
         (Question::Explain(path), Some(union)) => {
             use std::os::unix::ffi::OsStrExt;
             let path = Path::new(std::ffi::OsStr::from_bytes(&path));
@@ -220,6 +222,11 @@ pub fn stats(dir: &Path) -> Result<StatsSnapshot, MountError> {
 /// What a mount changes against its layers.
 pub fn diff(dir: &Path) -> Result<Vec<Change>, MountError> {
     put(&state::living_at(dir)?, dir, &Question::Diff)
+}
+
+/// Inode numbers of changed files that no name in the upper leads to.
+pub fn unnamed(dir: &Path) -> Result<Vec<u64>, MountError> {
+    put(&state::living_at(dir)?, dir, &Question::Unnamed)
 }
 
 /// Which layer a path in a mount comes from.

@@ -50,6 +50,8 @@ pub struct MountOptions {
     pub userxattr: bool,
     /// `volatile`.
     pub volatile: bool,
+    /// `remount`: nothing is mounted, a mount is given other flags.
+    pub remount: bool,
     /// `fsync`.
     pub fsync: Option<bool>,
     /// `uidmapping`, `gidmapping`, `squash_to_root`, `squash_to_uid`, `squash_to_gid`.
@@ -119,6 +121,7 @@ impl Default for MountOptions {
             index: None,
             userxattr: false,
             volatile: false,
+            remount: false,
             fsync: None,
             ids: IdMaps::default(),
             squash_to_root: false,
@@ -203,6 +206,10 @@ fn flag(name: &str) -> Option<Flag> {
 /// Options with a value that change nothing here: what they tune is chosen otherwise.
 const WITHOUT_EFFECT: &[&str] = &[
     "subtype",
+    // As /proc/mounts shows them, from where mount(8) takes them to remount.
+    "user_id",
+    "group_id",
+    "rootmode",
     "blkdev",
     "threaded",
     "fast_ino",
@@ -235,6 +242,17 @@ const NAMED_ONCE: &[&str] = &[
     "writeback",
     "passthrough",
     "passthrough_lower",
+    "partial",
+    "complete",
+    "timeout",
+    "attr_timeout",
+    "entry_timeout",
+    "negative_timeout",
+    "uidmapping",
+    "gidmapping",
+    "squash_to_uid",
+    "squash_to_gid",
+    "noxattrs",
 ];
 
 /// Options that are known elsewhere, and why they are not here.
@@ -299,6 +317,7 @@ impl MountOptions {
             "allow_root" => self.allow_root = true,
             "userxattr" => self.userxattr = true,
             "volatile" => self.volatile = true,
+            "remount" => self.remount = true,
             "squash_to_root" => {
                 self.squash_to_root = true;
                 // One that was named before stays, to be found in contradiction at the end.
@@ -409,7 +428,9 @@ impl MountOptions {
             "noxattrs" => self.no_xattrs = one_zero(&text).ok_or_else(|| wrong("0 or 1"))?,
             "writeback" => self.writeback = Some(one_zero(&text).ok_or_else(|| wrong("0 or 1"))?),
             "timeout" | "attr_timeout" | "entry_timeout" | "negative_timeout" => {
-                self.timeout = Some(seconds(&text).ok_or_else(|| wrong("a number of seconds"))?);
+                let limit = seconds(&text).ok_or_else(|| wrong("a number of seconds"))?;
+                // There is one limit for all, which none of those given may exceed.
+                self.timeout = Some(self.timeout.map_or(limit, |other| other.min(limit)));
             }
             "passthrough" => {
                 self.passthrough = Some(on_off(&text).ok_or_else(|| wrong("on or off"))?);

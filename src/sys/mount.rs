@@ -58,6 +58,11 @@ pub fn mount_fuse(device: BorrowedFd<'_>, mount: &FuseMount<'_>) -> io::Result<(
     )?)
 }
 
+/// Gives a mount and its filesystem other flags.
+pub fn remount(mountpoint: &Path, flags: MountFlags) -> io::Result<()> {
+    Ok(rustix::mount::mount_remount(mountpoint, flags, c"")?)
+}
+
 /// Unmounts. `lazy`: detaches the mount now, and lets it end when nobody uses it any more. A plain user's mount is
 /// given to `fusermount3`.
 pub fn unmount(mountpoint: &Path, lazy: bool) -> io::Result<()> {

@@ -199,6 +199,20 @@ impl Union {
         Ok(word)
     }
 
+    /// Inode numbers of changed files that no name in the upper leads to.
+    pub(crate) fn do_unnamed(&self) -> Result<Vec<u64>> {
+        let Some(upper) = &self.stack.upper else {
+            return Ok(Vec::new());
+        };
+        let mut numbers = Vec::new();
+        for handle in upper.index_unnamed()? {
+            if let Some((dev, real, _)) = self.origin_number(&handle)? {
+                numbers.push(self.stack.ino(dev, real, || self.table.dynamic_ino()));
+            }
+        }
+        Ok(numbers)
+    }
+
     pub(crate) fn do_diff(&self) -> Result<Vec<Change>> {
         let mut changes = Vec::new();
         if self.stack.upper.is_some() {

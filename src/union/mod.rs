@@ -420,6 +420,12 @@ impl Union {
         self.do_diff()
     }
 
+    /// Inode numbers of changed files that no name in the upper leads to: hard links that were changed by names which were
+    /// removed since, while other names lie below.
+    pub fn unnamed(&self) -> Result<Vec<u64>> {
+        self.do_unnamed()
+    }
+
     /// Counters since the mount was made; those of single operations are the transport's.
     pub fn stats(&self) -> StatsSnapshot {
         self.do_stats()

@@ -458,7 +458,7 @@ impl Union {
     }
 
     /// Device, inode number and link count of the lower that an origin names.
-    fn origin_number(
+    pub(crate) fn origin_number(
         &self,
         origin: &crate::layer::OverlayHandle,
     ) -> Result<Option<(u64, u64, u64)>> {

@@ -1,16 +1,31 @@
 //! A mount as an image: committed and written out again, it shows the same tree.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use acetate::image::{Commit, ImageOrigin, ImportSource, NewImage, Store};
 
 use super::view::View;
+
+/// How long a daemon may take to answer.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// A store with an image of what the layers show.
 #[derive(Debug)]
 pub struct Base {
     store: Store,
     origin: ImageOrigin,
+}
+
+/// As `acetate commit` asks for them. A daemon in the foreground is mounted a little before it can be asked.
+fn unnamed(merged: &Path) -> Result<Vec<u64>, String> {
+    let begin = Instant::now();
+    loop {
+        match acetate::mount::unnamed(merged) {
+            Err(_) if begin.elapsed() < LIMIT => std::thread::sleep(Duration::from_millis(5)),
+            answer => return answer.map_err(|e| e.to_string()),
+        }
+    }
 }
 
 impl Base {
@@ -31,10 +46,12 @@ impl Base {
     /// Commits a mount on the image, and compares the new image with what is mounted.
     pub fn commit(&self, upper: &Path, merged: &Path) -> Result<(), String> {
         let told = |e: acetate::image::ImageError| e.to_string();
+        let unnamed = unnamed(merged)?;
         let what = Commit {
             base: Some(&self.origin),
             upper: Some(upper),
             merged,
+            unnamed: &unnamed,
         };
         let image = self
             .store

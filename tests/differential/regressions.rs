@@ -2,11 +2,11 @@
 
 use super::op::Features::All;
 use super::op::Layer::Tree;
-use super::op::Node::File;
+use super::op::Node::{File, Link};
 use super::op::Op::*;
 use super::op::Who::{Alice, Root};
 use super::op::{Attrs, Case, Setup, Step};
-use super::run::replay;
+use super::run::{replay, replay_committed};
 
 #[test]
 fn a_write_by_a_stranger_to_the_group_takes_sgid_without_group_execute_away() {
@@ -184,6 +184,53 @@ fn a_refused_chown_leaves_capabilities_in_place() {
                     gid: None,
                     follow: false,
                 },
+            },
+        ],
+    });
+}
+
+#[test]
+fn the_last_name_of_a_changed_hard_link_is_committed_with_its_changes() {
+    let attrs = Attrs {
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        xattrs: 0,
+    };
+    let file = File {
+        size: 0,
+        sparse: false,
+        seed: 1,
+        attrs,
+    };
+    replay_committed(&Case {
+        setup: Setup {
+            root_mode: 0o755,
+            features: All,
+            options: "",
+            each: true,
+        },
+        layers: vec![Tree(vec![("b/f", file), ("a/g", Link { to: "b/f" })])],
+        steps: vec![
+            Step {
+                who: Root,
+                op: Open {
+                    slot: 0,
+                    path: "f",
+                    flags: 2,
+                    mode: 420,
+                },
+            },
+            Step {
+                who: Root,
+                op: Truncate {
+                    path: "b/f",
+                    size: 0,
+                },
+            },
+            Step {
+                who: Root,
+                op: Unlink { path: "a/g" },
             },
         ],
     });

@@ -47,6 +47,14 @@ pub fn replay(case: &Case) {
     }
 }
 
+/// The same for what becomes an image at the end.
+pub fn replay_committed(case: &Case) {
+    require!(skip::privileged());
+    if let Err(text) = run(case, Against::Image) {
+        panic!("{text}");
+    }
+}
+
 fn sequences(default: u32) -> u32 {
     match std::env::var("ACETATE_SEQUENCES") {
         Ok(text) => text.parse().expect("ACETATE_SEQUENCES is a number"),

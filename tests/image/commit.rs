@@ -175,6 +175,7 @@ fn a_commit_understands_every_mark() {
         base: Some(&origin(&base)),
         upper: Some(&upper),
         merged: &merged,
+        unnamed: &[],
     };
     let new = NewImage {
         author: Some("me".to_owned()),
@@ -265,6 +266,7 @@ fn a_commit_on_an_image_that_is_gone_changes_nothing() {
         base: Some(&origin(&base)),
         upper: Some(&folder),
         merged: &folder,
+        unnamed: &[],
     };
     let error = store
         .commit(&what, &named("new:1"))
@@ -316,6 +318,7 @@ fn others_read_what_is_committed() {
         base: Some(&origin(&base)),
         upper: Some(&upper),
         merged: &merged,
+        unnamed: &[],
     };
     let image = store.commit(&what, &named("new:1")).unwrap();
     // What they do not keep: our own attributes of a namespace that they leave out, and times before 1970.
@@ -453,6 +456,7 @@ fn a_commit_takes_no_longer_for_a_larger_image() {
             base: Some(base),
             upper: Some(upper),
             merged,
+            unnamed: &[],
         };
         quickest(|| store.commit(&what, &NewImage::default()).unwrap())
     });

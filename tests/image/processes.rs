@@ -37,6 +37,7 @@ fn child_works() {
                 base: Some(&base),
                 upper: Some(&folder),
                 merged: &folder,
+                unnamed: &[],
             };
             let new = super::commit::named("gone:2");
             drop(store.commit(&what, &new).unwrap());

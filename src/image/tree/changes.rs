@@ -9,7 +9,8 @@
 //!   written with all that it shows, and as opaque.
 //! - A socket, which no tar holds, leaves a whiteout: what it replaced is gone.
 //! - A hard link whose other names lie below shows the change under those as well, though the upper has them not: the
-//!   index has. Where a node has more names than were written, the mount is searched for the others.
+//!   index has. Where a node has more names than were written, the mount is searched for the others; and where the name that
+//!   it was changed by was removed, for any.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -52,11 +53,11 @@ struct Walk<'a, W> {
     dirs: Vec<Dir>,
 }
 
-/// Writes what `upper` changes. `merged`: its mount. `below`: the root of the topmost layer under the upper. The
+/// Writes what `upper` changes. `merged`: its mount. `unnamed`: see [`crate::image::Commit::unnamed`]. `below`: the root of the topmost layer under the upper. The
 /// result says whether anything is changed.
 pub(crate) fn write_changes<W: Write>(
     upper: &Path,
-    merged: &Path,
+    (merged, unnamed): (&Path, &[u64]),
     below: Option<&Path>,
     output: W,
 ) -> Result<(W, bool), ImageError> {
@@ -65,6 +66,7 @@ pub(crate) fn write_changes<W: Write>(
     let mut emitter = Emitter::new(output, Xattrs::AsSeen);
     let stat = stat_at(root.as_fd(), b"").map_err(ImageError::io("look at", merged))?;
     emitter.node(root.as_fd(), b"", b"", &stat)?;
+    emitter.seek(stat.dev, unnamed);
     let all = root.try_clone().map_err(ImageError::io("open", merged))?;
     let mut walk = Walk {
         emitter: &mut emitter,
@@ -196,7 +198,7 @@ fn find_other_names<W: Write>(
     let mut wanted = emitter.incomplete_links();
     let mut left: Vec<Vec<u8>> = vec![Vec::new()];
     while let Some(path) = left.pop() {
-        if wanted.is_empty() {
+        if wanted.is_empty() && !emitter.seeks_any() {
             break;
         }
         let failed = |action| ImageError::io::<Errno>(action, shown(&path));
@@ -214,10 +216,10 @@ fn find_other_names<W: Write>(
                 continue;
             }
             let key = (stat.dev, stat.ino);
-            let Some(linked) = wanted.get(&key) else {
-                continue;
-            };
-            if linked.names.contains(&below) {
+            let other = wanted
+                .get(&key)
+                .is_some_and(|linked| !linked.names.contains(&below));
+            if !other && !emitter.seeks(key) {
                 continue;
             }
             with_parents(emitter, root, &path)?;

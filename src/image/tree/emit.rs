@@ -51,6 +51,8 @@ pub(super) struct Emitter<W> {
     linked: HashMap<(u64, u64), Linked>,
     /// Directories that were written.
     dirs: HashSet<Vec<u8>>,
+    /// Nodes that are to be written still, by device and inode number.
+    sought: HashSet<(u64, u64)>,
     xattrs: Xattrs,
     entries: u64,
     buffer: Vec<u8>,
@@ -62,6 +64,7 @@ impl<W: Write> Emitter<W> {
             tar: TarWriter::new(output),
             linked: HashMap::new(),
             dirs: HashSet::new(),
+            sought: HashSet::new(),
             xattrs,
             entries: 0,
             buffer: vec![0; CHUNK],
@@ -85,6 +88,21 @@ impl<W: Write> Emitter<W> {
         self.dirs.contains(path)
     }
 
+    /// Asks for nodes of one device.
+    pub(super) fn seek(&mut self, dev: u64, numbers: &[u64]) {
+        self.sought = numbers.iter().map(|&ino| (dev, ino)).collect();
+    }
+
+    /// Whether a node that was asked for is not written yet.
+    pub(super) fn seeks(&self, key: (u64, u64)) -> bool {
+        self.sought.contains(&key)
+    }
+
+    /// Whether there is any such node.
+    pub(super) fn seeks_any(&self) -> bool {
+        !self.sought.is_empty()
+    }
+
     /// Nodes that have more names than were written, by device and inode number.
     pub(super) fn incomplete_links(&self) -> BTreeMap<(u64, u64), Linked> {
         self.linked
@@ -104,6 +122,7 @@ impl<W: Write> Emitter<W> {
     ) -> Result<(), ImageError> {
         let failed = |action| ImageError::io::<Errno>(action, shown(path));
         let kind = stat.file_type();
+        self.sought.remove(&(stat.dev, stat.ino));
         if kind == libc::S_IFSOCK {
             log::info!("{} is a socket, which no tar holds", shown(path).display());
             return Ok(());

@@ -128,6 +128,21 @@ impl Upper {
         Ok(Some((Node::Path(node), stat)))
     }
 
+    /// The handles whose upper inode has no name in the upper: the names that it was changed by are gone, and those that are
+    /// left lie in lower layers.
+    pub fn index_unnamed(&self) -> io::Result<Vec<OverlayHandle>> {
+        let handles: Vec<OverlayHandle> = self.index.state.read().handles.keys().cloned().collect();
+        let mut unnamed = Vec::new();
+        for handle in handles {
+            if let Some((_, stat)) = self.index_lookup(&handle)?
+                && stat.nlink == 1
+            {
+                unnamed.push(handle);
+            }
+        }
+        Ok(unnamed)
+    }
+
     /// Whether the index holds nothing, so that no handle need be asked for.
     pub fn index_is_empty(&self) -> bool {
         self.index.state.read().handles.is_empty()
