@@ -237,6 +237,7 @@ fn an_image_that_was_forced_away_is_still_committed_on() {
         base: Some(&held.origin),
         upper: Some(&folder),
         merged: &folder,
+        unnamed: &[],
     };
     let image = store.commit(&what, &named("new:1")).unwrap();
     assert_eq!(image.config.rootfs().diff_ids().len(), 2);
