@@ -1,9 +1,10 @@
 //! The merged entries of one directory, kept in memory.
 //!
 //! Cookies are given once and never reused while the listing lives, so a reading goes on at the right place
-//! while entries come and go: a new entry gets the next cookie, a removed one leaves a gap.
+//! while entries come and go: a new entry gets the next cookie, a removed one leaves a gap. A name that was removed a moment
+//! ago and comes back gets its own again, so that renaming it away and back does not list it twice.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::sync::Arc;
 
@@ -13,6 +14,9 @@ use crate::layer::EntryKind;
 pub(crate) const COOKIE_DOT: u64 = 1;
 /// See [`COOKIE_DOT`].
 pub(crate) const COOKIE_DOTDOT: u64 = 2;
+
+/// How many removed names keep their cookies.
+const FORMER: usize = 16;
 
 /// What is known of one name without asking a layer.
 #[derive(Clone, Debug)]
@@ -43,6 +47,8 @@ pub(crate) struct Listing {
     by_cookie: BTreeMap<u64, Item>,
     /// Names that the upper whites out.
     whiteouts: HashMap<Arc<OsStr>, ()>,
+    /// Names that were removed last, with their cookies; the oldest first.
+    former: VecDeque<(Arc<OsStr>, u64)>,
     next_cookie: u64,
     subdirs: u32,
 }
@@ -118,8 +124,14 @@ impl Listing {
     }
 
     fn push(&mut self, item: Item) {
-        let cookie = self.next_cookie;
-        self.next_cookie += 1;
+        let former = self.former.iter().position(|(name, _)| *name == item.name);
+        let cookie = match former.and_then(|at| self.former.remove(at)) {
+            Some((_, cookie)) => cookie,
+            None => {
+                self.next_cookie += 1;
+                self.next_cookie - 1
+            }
+        };
         self.subdirs += u32::from(item.file_type == libc::S_IFDIR);
         self.by_name.insert(item.name.clone(), cookie);
         self.by_cookie.insert(cookie, item);
@@ -160,6 +172,10 @@ impl Listing {
             && let Some(item) = self.by_cookie.remove(&cookie)
         {
             self.subdirs -= u32::from(item.file_type == libc::S_IFDIR);
+            if self.former.len() == FORMER {
+                self.former.pop_front();
+            }
+            self.former.push_back((item.name, cookie));
         }
         if whiteout {
             self.whiteouts.insert(Arc::from(name), ());
@@ -233,5 +249,28 @@ mod tests {
             .map(|(_, i)| i.name.to_os_string())
             .collect();
         assert_eq!(rest, [name("c"), name("d")]);
+        // Renamed away and back, it is where it was.
+        l.remove(name("c"), false);
+        l.insert_upper(name("e"), libc::S_IFREG, 1);
+        l.remove(name("e"), false);
+        l.insert_upper(name("c"), libc::S_IFREG, 1);
+        let rest: Vec<_> = l
+            .batch_after(a, 10)
+            .into_iter()
+            .map(|(_, i)| i.name)
+            .collect();
+        assert_eq!(rest, [Arc::from(name("c")), Arc::from(name("d"))]);
+    }
+
+    #[test]
+    fn few_removed_names_are_remembered() {
+        let mut l = Listing::new();
+        for i in 0..100 {
+            let n = format!("{i}");
+            l.insert_upper(name(&n), libc::S_IFREG, 1);
+            l.remove(name(&n), false);
+        }
+        assert_eq!(l.former.len(), FORMER);
+        assert!(l.is_empty());
     }
 }

@@ -78,6 +78,36 @@ fn the_mount_helper_form() {
 }
 
 #[test]
+fn remount_by_the_helper() {
+    require!(skip::privileged());
+    let place = Place::new("remount");
+    let helper = place.scratch.join("mount.fuse.acetate");
+    symlink(crate::run::BINARY, &helper).unwrap();
+    place.ok(&format!("overlay merged -o {LAYERS}"));
+    let guard = Guard::at(&place.merged);
+    let remount = |options: &str| {
+        let output = place
+            .program(&helper)
+            .args(["overlay", "merged", "-o", options])
+            .output()
+            .unwrap();
+        Said::from(output)
+    };
+    let file = place.merged.join("made");
+    let said = remount("remount,ro,relatime,user_id=0,group_id=0,default_permissions");
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+    let error = fs::write(&file, "").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+    let said = remount("remount,rw");
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+    fs::write(&file, "").unwrap();
+    drop(guard);
+    let said = remount("remount,rw");
+    assert_eq!(said.code, Some(1), "{}", said.err);
+    assert!(said.err.contains("no acetate mount"), "{}", said.err);
+}
+
+#[test]
 fn a_line_of_fstab() {
     require!(skip::privileged());
     require!(skip::program("mount.fuse3"));
