@@ -168,6 +168,8 @@ mod tests {
             0,
         )
         .unwrap();
+        // Whatever this process's umask is.
+        fs::set_permissions(from.join("fifo"), fs::Permissions::from_mode(0o622)).unwrap();
         fs::set_permissions(&from, fs::Permissions::from_mode(0o1777)).unwrap();
         let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
         let set = fs::FileTimes::new().set_modified(old);
