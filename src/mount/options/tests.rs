@@ -71,7 +71,10 @@ fn every_ordinary_option_is_known() {
         "fsync=0,writeback=0,noxattrs=0,xattr_permissions=2,noacl,static_nlink,squash_to_root",
         "allow_other,default_permissions,fsname=a b,subtype=x,debug,user=me,x-a=b,comment=c",
         "passthrough=on,passthrough_lower=never",
-        "partial=off,partial=4096,partial=4K,partial=1M,complete=0,complete=2.5,complete=off",
+        "partial=off,complete=off",
+        "partial=4096,complete=0",
+        "partial=4K,complete=2.5",
+        "partial=1M,partial=1M",
         "uidmapping=0:1000:1,gidmapping=0:1000:1:1:100000:65536",
     ] {
         parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
