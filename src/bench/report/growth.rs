@@ -3,7 +3,7 @@
 use super::page::{facts, page, systems};
 use super::svg::{Series, escape, lines, styles};
 use super::table::columns;
-use super::{bytes, micros};
+use super::{decimal, micros};
 use crate::bench::growth::{Axis, Figures, Point, Report};
 
 /// One figure over one axis.
@@ -40,7 +40,7 @@ const fn memory(axis: Axis, title: &'static str, words: &'static str) -> Plot {
         words,
         unit: "memory of the daemon's own",
         figure: |f| f.memory.map(|bytes| bytes as f64),
-        write: |value| bytes(value as u64),
+        write: decimal,
     }
 }
 

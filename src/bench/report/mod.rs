@@ -34,6 +34,19 @@ pub fn bytes(bytes: u64) -> String {
     format!("{value:.digits$} {}", UNITS.get(unit).unwrap_or(&"B"))
 }
 
+/// `10 kB`, `1.5 MB`: for axes that go by tens.
+fn decimal(bytes: f64) -> String {
+    const UNITS: [&str; 4] = ["B", "kB", "MB", "GB"];
+    let mut value = bytes;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let digits = usize::from(value < 9.95 && value.fract() >= 0.05);
+    format!("{value:.digits$} {}", UNITS.get(unit).unwrap_or(&"B"))
+}
+
 /// `12 µs`, `3.4 ms`, `5.6 s`.
 pub fn micros(us: f64) -> String {
     let (value, unit) = if us < 1e3 {
@@ -47,9 +60,13 @@ pub fn micros(us: f64) -> String {
     format!("{value:.digits$} {unit}")
 }
 
-/// `0.01×`, `3.4×`, `1000×`.
+/// `0.001×`, `0.01×`, `3.4×`, `1000×`.
 fn times(value: f64) -> String {
-    let digits = if value < 0.095 {
+    let digits = if value < 0.000_95 {
+        4
+    } else if value < 0.0095 {
+        3
+    } else if value < 0.095 {
         2
     } else {
         usize::from(value < 9.95)
@@ -72,6 +89,9 @@ mod tests {
         ] {
             assert_eq!(bytes(value), text);
         }
+        for (value, text) in [(1e3, "1 kB"), (1.5e6, "1.5 MB"), (100.0, "100 B")] {
+            assert_eq!(decimal(value), text);
+        }
         for (value, text) in [
             (1.26, "1.3 µs"),
             (999.0, "999 µs"),
@@ -80,7 +100,8 @@ mod tests {
         ] {
             assert_eq!(micros(value), text);
         }
-        assert_eq!([0.012, 1.0, 1000.0].map(times), ["0.01×", "1.0×", "1000×"]);
+        let multiples = [0.0001, 0.001, 0.012, 1.0, 1000.0].map(times);
+        assert_eq!(multiples, ["0.0001×", "0.001×", "0.01×", "1.0×", "1000×"]);
         assert_eq!(
             [951_782_399, 951_782_400].map(crate::image::time::date),
             ["2000-02-28", "2000-02-29"]

@@ -13,7 +13,7 @@ pub fn rivals_page(report: &Report) -> String {
         .get(report.base)
         .map_or("", |s| s.name.as_str());
     let mut body = format!(
-        "<p>The same work on each system in turns, {} times, over {} with {} entries. All times are multiples of \
+        "<p>The same work on each system in turns, rounds: {}, over {} with {} entries. All times are multiples of \
          what {} takes: a mark at 2× took twice as long.</p>",
         report.rounds,
         escape(&report.layers),

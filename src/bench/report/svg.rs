@@ -1,6 +1,6 @@
 //! Plots as SVG text: lines on logarithmic axes with their names at their ends, and rows of dots.
 //!
-//! Colours are those of Okabe and Ito, which the colour-blind tell apart; markers and dashes tell the rest. Names stand
+//! Colours are those of Okabe and Ito and one of Tol's, which the colour-blind tell apart; markers and dashes tell the rest. Names stand
 //! beside what they name, in the text's own colour, and are moved apart where they would overlap.
 
 use std::fmt::Write;
@@ -23,7 +23,9 @@ pub(super) enum Marker {
     Ring,
 }
 
-const FAMILIES: [(&str, &str); 8] = [
+/// The first that a name begins with counts. No family may have more members than there are markers.
+const FAMILIES: [(&str, &str); 9] = [
+    ("acetate on", "#882255"),
     ("acetate", "#D55E00"),
     ("kernel", "#0072B2"),
     ("fuse-overlayfs", "#009E73"),
@@ -561,6 +563,21 @@ mod tests {
         assert_eq!(styles[0].colour, styles[1].colour);
         assert_ne!(styles[0].marker, styles[1].marker);
         assert_ne!(styles[0].colour, styles[2].colour);
+        // As many as a run of all modes has.
+        let names = [
+            "acetate",
+            "acetate complete=off",
+            "acetate partial=off",
+            "acetate metacopy=off",
+            "acetate volatile",
+            "acetate on xfs",
+            "acetate on btrfs",
+        ];
+        let looks: std::collections::HashSet<_> = super::styles(&names)
+            .iter()
+            .map(|style| (style.colour, format!("{:?}", style.marker)))
+            .collect();
+        assert_eq!(looks.len(), names.len());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::page::page;
 use super::svg::{Marker, Row, Style, dots, escape};
-use super::{bytes, micros};
+use super::{bytes, decimal, micros};
 use crate::bench::trace::Report;
 
 /// How many files are drawn; the table has all.
@@ -56,8 +56,7 @@ pub fn trace_page(report: &Report) -> String {
             ("copied".to_owned(), copied),
         ];
         let title = "How much of each file was copied";
-        let write = |value: f64| bytes(value as u64);
-        let plot = dots(title, "bytes", write, &rows, &legend, None);
+        let plot = dots(title, "bytes", decimal, &rows, &legend, None);
         body.push_str(&format!(
             "<h2>{title}</h2><p>A full mark far left of its ring is a file of which only the changed blocks were \
              copied.</p>{plot}"

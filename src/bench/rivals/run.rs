@@ -52,8 +52,13 @@ pub fn run(request: &Request, progress: &dyn Progress) -> Result<Report, BenchEr
     let mut done = 0;
     for task in &tasks {
         let mut row: Vec<Sum> = systems.iter().map(|_| Sum::default()).collect();
-        for _ in 0..request.rounds {
-            for (system, sum) in systems.iter().zip(&mut row) {
+        for round in 0..request.rounds {
+            // Another one begins each round: whoever is first finds less in the machine's caches.
+            for turn in 0..systems.len() {
+                let at = (round + turn) % systems.len();
+                let (Some(system), Some(sum)) = (systems.get(at), row.get_mut(at)) else {
+                    continue;
+                };
                 progress.step(done, all, &format!("{} on {}", task.name, system.info.name));
                 done += 1;
                 if sum.failed.is_none() {
@@ -218,9 +223,7 @@ impl Stand {
             stand.ground.repository = Some(dir);
         }
         stand.ground.debs = programs::make_packages(&stand.ground.scene)?;
-        let this = this_program()?;
-        let viewer = System::new("acetate", Kind::Acetate, Filesystem::Host, "", &this, "");
-        stand.ground.survey = stand.on(&viewer, |dir| {
+        stand.ground.survey = stand.on(&viewer()?, |dir| {
             Survey::of(dir, less).map_err(at("cannot walk", dir))
         })?;
         Ok(stand)
@@ -303,19 +306,17 @@ impl Stand {
         Ok(done)
     }
 
-    /// A plain directory begins with what the layers show.
+    /// A plain directory begins with what the layers show together: their own trees have whiteouts in them.
     fn copy_into(&self, dir: &Path) -> Result<(), BenchError> {
-        for lower in self.lowers.iter().rev() {
+        self.on(&viewer()?, |merged| {
             let mut command = std::process::Command::new("cp");
-            command.args(["-a", "--reflink=auto", "-T"]);
-            // Through the link, not the link itself.
-            command.arg(self.base.join(lower).join(".")).arg(dir);
+            command.args(["-a", "-T"]).arg(merged).arg(dir);
             let status = self.ground.scene.run(&mut command)?;
-            if !status.success() {
-                return Err(BenchError::Program("cp".into(), status.to_string()));
+            if status.success() {
+                return Ok(());
             }
-        }
-        Ok(())
+            Err(BenchError::Program("cp".into(), status.to_string()))
+        })
     }
 
     fn working(
@@ -429,6 +430,13 @@ impl Stand {
             }
         }
     }
+}
+
+/// What shows the layers merged where nothing is measured.
+fn viewer() -> Result<System, BenchError> {
+    let this = this_program()?;
+    let fs = Filesystem::Host;
+    Ok(System::new("acetate", Kind::Acetate, fs, "", &this, ""))
 }
 
 fn remove(path: &Path) -> Result<(), BenchError> {
