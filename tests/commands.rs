@@ -11,6 +11,8 @@ mod forms;
 mod ids;
 #[path = "cli/images.rs"]
 mod images;
+#[path = "cli/layer_index.rs"]
+mod layer_index;
 #[path = "cli/listings.rs"]
 mod listings;
 #[path = "cli/run.rs"]

@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use acetate::image::{ImageError, probe};
+use acetate::layer::packed::{Index, seal};
 
 /// The inputs of one target, by file name.
 fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
@@ -117,6 +118,23 @@ fn references_are_written_as_they_are_read() {
                 matches!(name.as_str(), "upper" | "ipv6") || name.len() == 40,
                 "{name}: {e}"
             ),
+        }
+    }
+}
+
+#[test]
+fn indexes_are_read() {
+    for (name, bytes) in seeds("index") {
+        let check = |bytes: &[u8]| {
+            let index = Index::from_bytes(bytes.to_vec()).map_err(|e| e.to_string())?;
+            index.check().map_err(|e| e.to_string())
+        };
+        assert_eq!(check(&bytes).is_ok(), name == "tree", "{name}");
+        let mut sealed = bytes;
+        seal(&mut sealed);
+        match name.as_str() {
+            "tree" | "damaged" => assert_eq!(check(&sealed), Ok(())),
+            _ => assert!(check(&sealed).is_err(), "{name}"),
         }
     }
 }

@@ -20,6 +20,8 @@ mod hostile;
 mod import;
 #[path = "image/large.rs"]
 mod large;
+#[path = "image/layer_index.rs"]
+mod layer_index;
 #[path = "image/layers.rs"]
 mod layers;
 #[path = "image/limits.rs"]

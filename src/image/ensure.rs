@@ -19,6 +19,7 @@ use rustix::io::Errno;
 
 use super::durable;
 use super::error::ImageError;
+use super::layer_index;
 use super::lock::{Hold, Lock, Pending, TempDir};
 use super::store::{Keep, LayerBytes, LayerGuard, NeededLayer, Store, make_dir};
 use super::tee::Tee;
@@ -281,6 +282,9 @@ impl Store {
             return Ok(());
         }
         durable::sync_filesystem(&self.tmp())?;
+        let trees = made.iter().filter(|layer| layer.tree);
+        let trees: Vec<PathBuf> = trees.map(|layer| layer.tree().join("diff")).collect();
+        layer_index::index_new(&trees);
         for layer in made {
             if let (true, Some(digest)) = (layer.blob, &layer.source.blob) {
                 durable::publish(&layer.blob(), &self.blob_path(digest))?;

@@ -64,6 +64,9 @@ impl Store {
         let image = self.find(source, &wanted)?;
         let origin = origin(&image, source, platform)?;
         let mut guard = self.ensure_layers(&image.layers, Keep::Tree)?;
+        for layer in &image.layers {
+            self.ensure_index(&layer.source.diff_id);
+        }
         let in_use = self.image_lock(&image.id);
         guard
             .locks

@@ -40,7 +40,8 @@ pub struct Verified {
 }
 
 impl Store {
-    /// Reads everything again. To compare a tree with its blob, the blob is unpacked once more, below `tmp`.
+    /// Reads everything again. To compare a tree with its blob, the blob is unpacked once more, below `tmp`. An index that
+    /// says something else than its tree is made anew.
     pub fn verify(&self) -> Result<Verified, ImageError> {
         let _blobs = self.lock_blobs(Hold::Shared)?;
         let mut report = Verified::default();
@@ -59,6 +60,15 @@ impl Store {
         }
         for diff_id in self.digests_in(&self.root().join("layers"))? {
             let what = format!("layer {diff_id}");
+            match self.verify_index(&diff_id) {
+                Ok(None) => {}
+                Ok(Some(why)) => report.damages.push(Damage {
+                    what: what.clone(),
+                    why,
+                    images: users.get(diff_id.as_ref()).cloned().unwrap_or_default(),
+                }),
+                Err(e) => report.damage(what.clone(), &e, users.get(diff_id.as_ref())),
+            }
             let blob = match trees.get(diff_id.as_ref()) {
                 Some((_, blob)) if self.blob_path(blob).exists() => blob,
                 _ => {

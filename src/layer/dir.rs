@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -33,6 +33,17 @@ pub struct LayerOptions {
     pub dot_whiteouts: bool,
     /// The layer is reached through a mount that maps owners already: how to read them as they lie on disk.
     pub owners: Option<Arc<OwnerShift>>,
+}
+
+impl LayerOptions {
+    /// For layers that the store unpacked: no metacopies, and whiteouts in the kernel's form alone.
+    pub fn unpacked() -> LayerOptions {
+        LayerOptions {
+            metacopy: false,
+            dot_whiteouts: false,
+            owners: None,
+        }
+    }
 }
 
 impl Default for LayerOptions {
@@ -171,6 +182,19 @@ impl DirLayer {
             protected,
             handles: OnceLock::new(),
         })
+    }
+
+    pub(super) fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    pub(super) fn root_node(&self) -> &Arc<PathNode> {
+        &self.root
+    }
+
+    /// The root directory, opened with `O_PATH`.
+    pub(super) fn root_fd(&self) -> BorrowedFd<'_> {
+        self.root_fd.as_fd()
     }
 
     fn handles(&self) -> io::Result<&Handles> {

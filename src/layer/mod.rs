@@ -10,6 +10,7 @@ pub mod fdcache;
 pub mod format;
 pub mod node;
 pub mod owners;
+pub mod packed;
 mod tree;
 pub mod upper;
 

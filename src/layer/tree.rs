@@ -130,6 +130,19 @@ impl Tree {
         self.may_hold_mounts
     }
 
+    pub(super) fn looks_for_metacopies(&self) -> bool {
+        self.metacopy
+    }
+
+    pub(super) fn has_dot_whiteouts(&self) -> bool {
+        self.dot_whiteouts
+    }
+
+    /// Owners are read through a mount that maps them.
+    pub(super) fn maps_owners(&self) -> bool {
+        self.owners.is_some()
+    }
+
     pub(super) fn override_xattr(&self) -> Option<OverrideXattr> {
         self.override_xattr
     }

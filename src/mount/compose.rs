@@ -9,23 +9,20 @@ use std::time::{Duration, Instant};
 
 use super::checks::{self, Place, Role};
 use super::error::MountError;
+use super::lowers;
 use super::options::{MountOptions, Partial};
 use super::private::{self, PrivateUpper};
 use super::state;
 use crate::fuse::{Access, Session, Settings};
 use crate::image::{ImageOrigin, LayerGuard, Store};
-use crate::layer::Layer;
-use crate::layer::dir::{DirLayer, LayerOptions};
 use crate::layer::error::UpperError;
 use crate::layer::fdcache::FdCache;
 use crate::layer::format::OverrideStat;
-use crate::layer::owners::{OwnerShift, Shifted};
 use crate::layer::upper::ask_to_yield;
 use crate::layer::upper::{AccessTimes, Namespace, Upper, UpperOptions};
 use crate::sys::caps;
 use crate::sys::fusedev;
-use crate::sys::mount::{self as sys_mount, FuseMount, MountFlags, is_idmapped};
-use crate::union::idmap::IdRange;
+use crate::sys::mount::{self as sys_mount, FuseMount, MountFlags};
 use crate::union::params::RedirectDir;
 use crate::union::{Params, Union};
 
@@ -181,10 +178,16 @@ fn compose_within(
     }
     checks::apart(&[lowers.clone(), data.clone(), uppers.clone()].concat())?;
     checks::mountpoint_outside(&mountpoint, &uppers)?;
+    let mut unpacked = if sources.unpacked {
+        0..lowers.len()
+    } else {
+        0..0
+    };
     if options.read_only() && !uppers.is_empty() {
         // Nothing is to be written there, so it is but the topmost layer.
         lowers.insert(0, uppers.remove(0));
         uppers.clear();
+        unpacked = unpacked.start + 1..unpacked.end + 1;
     }
     let Some(topmost) = lowers.first() else {
         return Err(MountError::NothingToMount);
@@ -194,20 +197,7 @@ fn compose_within(
     lowers.extend(data);
 
     let cache = Arc::new(FdCache::for_this_process());
-    let mut layers: Vec<Arc<dyn Layer>> = Vec::with_capacity(lowers.len());
-    for (at, place) in lowers.iter().enumerate() {
-        let names = !sources.unpacked && at < merged;
-        let options = LayerOptions {
-            metacopy: names,
-            dot_whiteouts: names,
-            owners: mapped_already(options, &place.path)?,
-        };
-        layers.push(Arc::new(DirLayer::open(
-            &place.path,
-            options,
-            cache.clone(),
-        )?));
-    }
+    let layers = lowers::open(&lowers, merged, &unpacked, options, &cache)?;
     let mut private = None;
     if uppers.is_empty() && request.private_upper && !options.read_only() {
         let (upper, work) = match &request.keep {
@@ -394,31 +384,6 @@ fn is_stacked<'a>(places: impl Iterator<Item = &'a Place>) -> bool {
             false
         })
     })
-}
-
-/// podman before 4.6 gives lower layers through id-mapped mounts, and the map as options too: those layers are not to be
-/// mapped twice.
-fn mapped_already(
-    options: &MountOptions,
-    lower: &Path,
-) -> Result<Option<Arc<OwnerShift>>, MountError> {
-    let ids = &options.ids;
-    let failed = |e| MountError::Path("lower layer", lower.to_owned(), e);
-    if ids.is_identity() || !is_idmapped(lower).map_err(failed)? {
-        return Ok(None);
-    }
-    let shifted = |ranges: &[IdRange]| {
-        let ranges = ranges.iter().map(|range| Shifted {
-            shown: range.inside,
-            disk: range.outside,
-            count: range.count,
-        });
-        ranges.collect()
-    };
-    Ok(Some(Arc::new(OwnerShift {
-        users: shifted(&ids.uids),
-        groups: shifted(&ids.gids),
-    })))
 }
 
 fn settings(options: &MountOptions, passthrough: bool, stacked: bool) -> Settings {

@@ -74,6 +74,8 @@ pub struct MountOptions {
     pub passthrough: Option<bool>,
     /// `passthrough_lower`.
     pub passthrough_lower: Option<PassthroughLower>,
+    /// `layer_index`.
+    pub layer_index: LayerIndex,
     /// `debug`.
     pub debug: bool,
 }
@@ -94,6 +96,18 @@ pub enum Complete {
     Off,
     /// After this long without a change.
     After(Duration),
+}
+
+/// What `layer_index` says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LayerIndex {
+    /// Layers of the store answer from the index that lies beside their tree.
+    #[default]
+    Stored,
+    /// Layers are read as they lie.
+    Off,
+    /// And those that have none are read when they are mounted, and answer from memory.
+    Built,
 }
 
 /// A partial file is larger than a block, of which one is always copied.
@@ -133,6 +147,7 @@ impl Default for MountOptions {
             writeback: None,
             passthrough: None,
             passthrough_lower: None,
+            layer_index: LayerIndex::default(),
             debug: false,
         }
     }
@@ -253,6 +268,7 @@ const NAMED_ONCE: &[&str] = &[
     "squash_to_uid",
     "squash_to_gid",
     "noxattrs",
+    "layer_index",
 ];
 
 /// Options that are known elsewhere, and why they are not here.
@@ -442,6 +458,14 @@ impl MountOptions {
                     "never" => PassthroughLower::Never,
                     _ => return Err(wrong("auto, always or never")),
                 });
+            }
+            "layer_index" => {
+                self.layer_index = match &*text {
+                    "on" => LayerIndex::Stored,
+                    "off" => LayerIndex::Off,
+                    "build" => LayerIndex::Built,
+                    _ => return Err(wrong("on, off or build")),
+                };
             }
             _ if WITHOUT_EFFECT.contains(&name)
                 || name.starts_with("x-")

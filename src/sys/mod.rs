@@ -4,6 +4,7 @@ pub mod caps;
 pub mod daemon;
 pub mod fusedev;
 pub mod handle;
+pub mod mapped;
 pub mod mount;
 pub mod mount_clone;
 pub mod mountinfo;

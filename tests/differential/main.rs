@@ -62,6 +62,19 @@ fn random_sequences_without_passthrough() {
     random(name, "passthrough=off", false, 100);
 }
 
+/// The lower layers answer from indexes.
+#[test]
+fn random_sequences_with_indexed_layers() {
+    let name = "random_sequences_with_indexed_layers";
+    random(name, "layer_index=build", false, 60);
+}
+
+#[test]
+fn random_sequences_with_indexed_layers_in_the_user_form() {
+    let name = "random_sequences_with_indexed_layers_in_the_user_form";
+    random(name, "layer_index=build,passthrough=off", true, 30);
+}
+
 /// Every copy-up copies the whole file, as with the kernel's default options.
 #[test]
 fn random_sequences_without_metacopy() {

@@ -36,11 +36,7 @@ struct Dir {
 /// Writes what unpacked layers show together. `layers`: their trees, topmost first.
 pub(crate) fn write_stack<W: Write>(layers: &[PathBuf], output: W) -> Result<W, ImageError> {
     let cache = Arc::new(FdCache::for_this_process());
-    let options = LayerOptions {
-        metacopy: false,
-        dot_whiteouts: false,
-        ..LayerOptions::default()
-    };
+    let options = LayerOptions::unpacked();
     let mut opened = Vec::with_capacity(layers.len());
     for path in layers {
         let layer = DirLayer::open(path, options.clone(), cache.clone())
