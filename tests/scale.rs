@@ -15,3 +15,5 @@ mod full;
 mod large;
 #[path = "scale/latency.rs"]
 mod latency;
+#[path = "scale/memory.rs"]
+mod memory;

@@ -5,6 +5,7 @@ pub mod daemon;
 pub mod fusedev;
 pub mod handle;
 pub mod mapped;
+pub mod memory;
 pub mod mount;
 pub mod mount_clone;
 pub mod mountinfo;

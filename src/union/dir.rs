@@ -250,7 +250,7 @@ impl Union {
             }),
             ..State::default()
         };
-        state.add_name(&parent, name);
+        state.add_name(&parent, parent.shared_name(name));
         let mut state = Some(state);
         let mut number = ino;
         let inode = loop {
@@ -465,7 +465,8 @@ impl Union {
             Replace::Nothing
         };
         upper.link(&part.node, &into.node, new_name, replace)?;
-        inode.state.write().add_name(&parent, new_name);
+        let kept = parent.shared_name(new_name);
+        inode.state.write().add_name(&parent, kept);
         if let Some(listing) = dir.listing.lock().as_mut() {
             listing.insert_upper(new_name, inode.file_type, inode.ino);
         }

@@ -1,6 +1,6 @@
 //! Inodes: the identity of a file and where its real parts lie.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -32,7 +32,8 @@ pub(crate) type Lowers = SmallVec<[LowerRef; 1]>;
 #[derive(Clone, Debug)]
 pub(crate) struct Dentry {
     pub parent: Arc<Inode>,
-    pub name: OsString,
+    /// Shared with the parent's listing, where that has it.
+    pub name: Arc<OsStr>,
 }
 
 /// The upper part of an inode.
@@ -113,21 +114,22 @@ impl State {
     pub(crate) fn has_name(&self, parent: &Arc<Inode>, name: &OsStr) -> bool {
         self.dentries
             .iter()
-            .any(|d| d.name == name && Arc::ptr_eq(&d.parent, parent))
+            .any(|d| *d.name == *name && Arc::ptr_eq(&d.parent, parent))
     }
 
-    pub(crate) fn add_name(&mut self, parent: &Arc<Inode>, name: &OsStr) {
-        if !self.has_name(parent, name) {
+    /// `name`: as [`Inode::shared_name`] gives it.
+    pub(crate) fn add_name(&mut self, parent: &Arc<Inode>, name: Arc<OsStr>) {
+        if !self.has_name(parent, &name) {
             self.dentries.push(Dentry {
                 parent: parent.clone(),
-                name: name.to_owned(),
+                name,
             });
         }
     }
 
     pub(crate) fn remove_name(&mut self, parent: &Arc<Inode>, name: &OsStr) {
         self.dentries
-            .retain(|d| !(d.name == name && Arc::ptr_eq(&d.parent, parent)));
+            .retain(|d| !(*d.name == *name && Arc::ptr_eq(&d.parent, parent)));
     }
 }
 
@@ -193,6 +195,15 @@ impl Inode {
 
     pub(crate) fn is_file(&self) -> bool {
         self.file_type == libc::S_IFREG
+    }
+
+    /// A name of this directory to be kept, of which the listing has one copy for all.
+    pub(crate) fn shared_name(&self, name: &OsStr) -> Arc<OsStr> {
+        let listed = self
+            .dir
+            .as_ref()
+            .and_then(|dir| dir.listing.lock().as_ref()?.shared_name(name));
+        listed.unwrap_or_else(|| Arc::from(name))
     }
 
     pub(crate) fn current_node(&self) -> NodeId {

@@ -70,6 +70,13 @@ impl Listing {
         }
     }
 
+    /// The name as it is kept here, to be shared.
+    pub(crate) fn shared_name(&self, name: &OsStr) -> Option<Arc<OsStr>> {
+        self.by_name
+            .get_key_value(name)
+            .map(|(kept, _)| kept.clone())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.by_cookie.is_empty()
     }

@@ -291,7 +291,10 @@ impl Union {
                 };
                 continue;
             }
-            inode.state.write().add_name(parent, name);
+            if !inode.state.read().has_name(parent, name) {
+                let name = parent.shared_name(name);
+                inode.state.write().add_name(parent, name);
+            }
             if let (true, Some(upper), Some(_), Some(dir), Some(part)) = (
                 named_in_upper,
                 &self.stack.upper,
@@ -354,7 +357,7 @@ impl Union {
                 node: upper.node,
             });
         }
-        state.add_name(parent, name);
+        state.add_name(parent, parent.shared_name(name));
         state
     }
 

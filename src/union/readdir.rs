@@ -10,6 +10,7 @@ use super::inode::Inode;
 use super::listing::{COOKIE_DOT, COOKIE_DOTDOT, Item};
 use super::types::{DirEntry, Entry, NodeId};
 use crate::layer::Layer;
+use crate::sys::memory;
 
 /// Entries taken out of the listing under its lock at a time.
 const BATCH: usize = 256;
@@ -166,6 +167,10 @@ impl Union {
         {
             let listing = dir.listing.lock().take();
             drop(listing);
+        }
+        drop(inode);
+        if self.table.has_shrunk() {
+            memory::give_back();
         }
     }
 

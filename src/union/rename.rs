@@ -230,15 +230,17 @@ impl Union {
             self.mark_impure(upper, from.parent, &a_dir)?;
         }
         upper.exchange((&a_dir.node, from.name, &a), (&b_dir.node, to.name, &b))?;
+        let from_name = from.parent.shared_name(from.name);
+        let to_name = to.parent.shared_name(to.name);
         {
             let mut state = inode.state.write();
             state.remove_name(from.parent, from.name);
-            state.add_name(to.parent, to.name);
+            state.add_name(to.parent, to_name);
         }
         {
             let mut state = target.state.write();
             state.remove_name(to.parent, to.name);
-            state.add_name(from.parent, from.name);
+            state.add_name(from.parent, from_name);
         }
         if let Some(listing) = Self::dir_part(from.parent)?.listing.lock().as_mut() {
             listing.insert_upper(from.name, target.file_type, target.ino);
@@ -273,10 +275,11 @@ impl Union {
 
     /// The names and listings after a rename.
     fn moved(&self, inode: &Inode, from: &End<'_>, to: &End<'_>, whiteout: bool) -> Result<()> {
+        let to_name = to.parent.shared_name(to.name);
         {
             let mut state = inode.state.write();
             state.remove_name(from.parent, from.name);
-            state.add_name(to.parent, to.name);
+            state.add_name(to.parent, to_name);
         }
         if let Some(listing) = Self::dir_part(from.parent)?.listing.lock().as_mut() {
             listing.remove(from.name, whiteout);
@@ -339,7 +342,7 @@ impl Union {
                     break;
                 }
                 Some(name) => parts.push(name.into_os_string()),
-                None => parts.push(dentry.name),
+                None => parts.push(dentry.name.to_os_string()),
             }
             let state = dentry.parent.state.read();
             next = (state.redirect.clone(), state.dentries.first().cloned());

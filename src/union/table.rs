@@ -18,6 +18,12 @@ const SHARDS: usize = 32;
 /// Weak entries of a shard beyond which it is searched for dangling ones.
 const SWEEP_AT: usize = 1024;
 
+/// A shard with room for so few nodes is not made smaller.
+const SHRINK_ABOVE: usize = 256;
+
+/// After so many nodes have gone, some 8 MB, memory is given back.
+const GIVE_BACK_AT: usize = 1 << 14;
+
 /// The first of the node ids that are no inode number: given to files that need a new node at copy-up.
 const RETIRED_BASE: u64 = 1 << 63;
 
@@ -51,6 +57,8 @@ pub(crate) struct Table {
     renumbered_len: AtomicUsize,
     next_retired: AtomicU64,
     next_dynamic: AtomicU64,
+    /// Nodes that went since memory was last given back.
+    gone: AtomicUsize,
 }
 
 impl Table {
@@ -61,6 +69,7 @@ impl Table {
             renumbered_len: AtomicUsize::new(0),
             next_retired: AtomicU64::new(RETIRED_BASE),
             next_dynamic: AtomicU64::new(DYNAMIC_BASE),
+            gone: AtomicUsize::new(0),
         }
     }
 
@@ -155,6 +164,7 @@ impl Table {
         // One here, one in the entry: nobody else.
         if Arc::strong_count(&inode) == 2 {
             shard.nodes.remove(&node);
+            shard.shrink();
             drop(shard);
             if node != inode.ino && inode.current_node() == node {
                 self.unalias(inode.ino, node);
@@ -185,6 +195,15 @@ impl Table {
         self.renumbered_len
             .store(renumbered.len(), Ordering::Release);
         node
+    }
+
+    /// Whether so many nodes went since the last time that giving memory back is worth its cost.
+    pub(crate) fn has_shrunk(&self) -> bool {
+        if self.gone.fetch_add(1, Ordering::Relaxed) + 1 < GIVE_BACK_AT {
+            return false;
+        }
+        self.gone.store(0, Ordering::Relaxed);
+        true
     }
 
     fn unalias(&self, ino: u64, node: NodeId) {
@@ -222,6 +241,14 @@ impl Table {
 }
 
 impl Shard {
+    /// Takes no more room than four times what is needed.
+    fn shrink(&mut self) {
+        let (len, capacity) = (self.nodes.len(), self.nodes.capacity());
+        if capacity > SHRINK_ABOVE && len < capacity / 4 {
+            self.nodes.shrink_to(capacity / 2);
+        }
+    }
+
     /// Takes out entries whose inode is gone, once there may be many.
     fn sweep(&mut self) -> Vec<NodeEntry> {
         if self.weak < SWEEP_AT {
