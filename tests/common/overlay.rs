@@ -12,6 +12,9 @@ use rustix::mount::{
 
 use super::mount::{detach, umount_patiently};
 
+/// How long an upper may be in use that will be let go of by itself, on a machine with much else to do.
+const BUSY: Duration = Duration::from_secs(60);
+
 /// A kernel overlayfs mount, unmounted on drop.
 #[derive(Debug)]
 pub struct Overlay {
@@ -32,8 +35,7 @@ impl Overlay {
         loop {
             match Overlay::mount_once(dir, lowers, upper, options) {
                 Err(e)
-                    if e.kind() == std::io::ErrorKind::ResourceBusy
-                        && begin.elapsed() < Duration::from_secs(5) =>
+                    if e.kind() == std::io::ErrorKind::ResourceBusy && begin.elapsed() < BUSY =>
                 {
                     thread::sleep(Duration::from_millis(10));
                 }
