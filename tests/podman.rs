@@ -281,7 +281,7 @@ fn podman_commands_as_root_print_what_they_print_on_kernel_overlayfs() {
         require!(program::find(name));
     }
     require!(commands::needs());
-    let _limit = Watchdog::new("podman's commands", Duration::from_secs(300));
+    let _limit = Watchdog::new("podman's commands", Duration::from_secs(460));
     let mapped = ["--uidmap", "0:100000:5000", "--gidmap", "0:100000:5000"];
     same_life(&User::Root, |engine, base| {
         commands::all(engine, base, &mapped)
@@ -303,7 +303,7 @@ fn podman_commands_rootless_print_what_they_print_on_kernel_overlayfs() {
         require!(program::find(name));
     }
     require!(commands::needs());
-    let _limit = Watchdog::new("podman's commands, rootless", Duration::from_secs(300));
+    let _limit = Watchdog::new("podman's commands, rootless", Duration::from_secs(460));
     same_life(&User::plain(), |engine, base| {
         commands::all(engine, base, &["--userns=keep-id", "--user", "0"])
     });

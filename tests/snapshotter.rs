@@ -41,7 +41,7 @@ impl Stand {
     }
 
     fn with(name: &str, flags: &[&str]) -> Stand {
-        let limit = Watchdog::new(name, Duration::from_secs(120));
+        let limit = Watchdog::new(name, Duration::from_secs(280));
         let scratch = Scratch::new(name);
         let server = Server::start(&scratch, flags);
         let client = Client::new(&server.address);

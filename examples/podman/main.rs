@@ -64,28 +64,30 @@ impl Plan {
 
     fn compare(&self) -> Result<()> {
         let dir = tempfile::Builder::new()
-            .prefix("acetate-podman-")
+            .prefix("acetate-")
             .tempdir_in(&self.folder)?;
         let ours = dir.path().join(ACETATE);
         fs::copy(std::env::current_exe()?, &ours)?;
         let archive = image(dir.path())?;
-        let mut stores = vec![Store::new(dir.path(), "kernel overlayfs", None)];
-        if Command::new("fuse-overlayfs").arg("-V").output().is_ok() {
-            let program = Path::new("fuse-overlayfs");
-            let found = std::env::var_os("PATH").and_then(|path| {
-                let mut all = std::env::split_paths(&path).map(|dir| dir.join(program));
-                all.find(|file| file.is_file())
-            });
-            stores.extend(found.map(|found| {
-                let name = found.display().to_string();
-                Store::new(dir.path(), &name, Some(&found))
-            }));
+        let mut programs = vec![("kernel overlayfs".to_owned(), None)];
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let found = std::env::split_paths(&path)
+            .map(|dir| dir.join("fuse-overlayfs"))
+            .find(|file| file.is_file());
+        for rival in found.iter().chain(&self.rivals) {
+            programs.push((rival.display().to_string(), Some(rival.clone())));
         }
-        for rival in &self.rivals {
-            let name = rival.display().to_string();
-            stores.push(Store::new(dir.path(), &name, Some(rival)));
-        }
-        stores.push(Store::new(dir.path(), ACETATE, Some(&ours)));
+        programs.push((ACETATE.to_owned(), Some(ours)));
+        let stores: Vec<Store> = programs
+            .into_iter()
+            .enumerate()
+            .map(|(number, (name, program))| Store {
+                name,
+                // podman takes no folder of more than 50 characters.
+                dir: dir.path().join(number.to_string()),
+                program,
+            })
+            .collect();
         for store in &stores {
             let import = ["import", "-q"].map(OsString::from);
             store.run(
@@ -144,14 +146,6 @@ struct Store {
 }
 
 impl Store {
-    fn new(dir: &Path, name: &str, program: Option<&Path>) -> Store {
-        Store {
-            name: name.to_owned(),
-            dir: dir.join(name.replace(['/', ' '], "-")),
-            program: program.map(Path::to_owned),
-        }
-    }
-
     fn run(&self, command: &[OsString], words: &[OsString]) -> Result<()> {
         let mut podman = Command::new("podman");
         for (flag, name) in [("--root", "s"), ("--runroot", "r"), ("--tmpdir", "t")] {

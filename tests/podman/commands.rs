@@ -169,7 +169,7 @@ pub(crate) fn all(engine: &Engine, base: &Path, mapped: &[&str]) -> Vec<(String,
     engine.podman(&["rm", "-f", "-t", "0"], &["server"]);
 
     // A port of the host that leads into a container's own network.
-    if has_tunnels() {
+    if has_tunnels(engine) {
         let port = free_port();
         let publish = format!("--publish=127.0.0.1:{port}:80");
         engine.podman(
@@ -195,7 +195,7 @@ pub(crate) fn all(engine: &Engine, base: &Path, mapped: &[&str]) -> Vec<(String,
         step("page by a mapped port", get(port, "/"));
         engine.podman(&["rm", "-f", "-t", "0"], &["port"]);
     } else {
-        eprintln!("SKIPPED: mapped ports: neither slirp4netns nor /dev/net/tun");
+        eprintln!("SKIPPED: mapped ports need slirp4netns and the right to use /dev/net/tun");
     }
 
     // In and out as archives.
@@ -366,8 +366,8 @@ pub(crate) fn all(engine: &Engine, base: &Path, mapped: &[&str]) -> Vec<(String,
 }
 
 /// What a network of the container's own needs.
-fn has_tunnels() -> bool {
-    program::find("slirp4netns").is_ok() && Path::new("/dev/net/tun").exists()
+fn has_tunnels(engine: &Engine) -> bool {
+    program::find("slirp4netns").is_ok() && engine.may_use(Path::new("/dev/net/tun"))
 }
 
 /// What the commands need beside podman.

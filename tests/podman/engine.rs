@@ -112,6 +112,12 @@ impl Engine<'_> {
         }
     }
 
+    /// Whether its user may open a device.
+    pub(crate) fn may_use(&self, device: &Path) -> bool {
+        let mode = fs::metadata(device).map(|found| found.mode());
+        mode.is_ok_and(|mode| self.user.id() == 0 || mode & 0o6 == 0o6)
+    }
+
     /// Options of the storage driver, from now on.
     pub(crate) fn storage_options(&mut self, options: &[&str]) {
         self.storage_options = options.iter().map(|option| (*option).to_owned()).collect();

@@ -18,7 +18,7 @@ use tonic_prost::ProstCodec;
 
 use crate::common::{Scratch, program};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A server that ends with the test.
 #[derive(Debug)]
