@@ -44,13 +44,19 @@ pub fn serve(config: &ServerConfig) -> Result<(), ServeError> {
         config.mounts,
         config.remap_ids,
     )?);
-    let socket = Socket::bind(&config.address)?;
     let failed = |e| ServeError::io("serve", &config.address)(e);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(failed)?;
+    // Whoever finds the socket may end the server, which then takes the socket away.
+    let (mut terminate, mut interrupt) = {
+        let _inside = runtime.enter();
+        let terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        (terminate, signal(SignalKind::interrupt()).map_err(failed)?)
+    };
+    let socket = Socket::bind(&config.address)?;
     let sweeper = store.clone();
     let sweeper = std::thread::spawn(move || {
         if let Err(e) = sweeper.sweep() {
@@ -58,8 +64,6 @@ pub fn serve(config: &ServerConfig) -> Result<(), ServeError> {
         }
     });
     let served = runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let listener = socket.listener.try_clone().map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
