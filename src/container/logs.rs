@@ -71,20 +71,40 @@ impl LogFile {
     /// Writes output, as it comes.
     pub(super) fn append(&mut self, stream: Stream, output: &[u8]) -> io::Result<()> {
         let lines = format(stream, output)?;
-        let length = lines.len() as u64;
-        if let Some(limit) = self.limit
-            && self.written > 0
-            && self.written + length > limit.size
-        {
-            self.rotate(limit.files)?;
+        let mut rest = &lines[..];
+        while !rest.is_empty() {
+            let fits = self.fitting(rest);
+            if fits == 0 {
+                self.rotate()?;
+                continue;
+            }
+            let (now, later) = rest.split_at(fits);
+            self.file.write_all(now)?;
+            self.written += fits as u64;
+            rest = later;
         }
-        self.file.write_all(&lines)?;
-        self.written += length;
         Ok(())
     }
 
+    /// How many bytes of these lines the newest file may take: whole lines, and one at least where it is empty.
+    fn fitting(&self, lines: &[u8]) -> usize {
+        let Some(limit) = self.limit else {
+            return lines.len();
+        };
+        let room = limit.size.saturating_sub(self.written);
+        let room = usize::try_from(room).unwrap_or(usize::MAX).min(lines.len());
+        let whole = |at: usize| at + 1;
+        let end = |byte: &u8| *byte == b'\n';
+        match lines[..room].iter().rposition(end) {
+            Some(at) => whole(at),
+            None if self.written > 0 => 0,
+            None => lines.iter().position(end).map_or(lines.len(), whole),
+        }
+    }
+
     /// The oldest file goes, and a new one is begun. Whoever reads one goes on reading it.
-    fn rotate(&mut self, files: u32) -> io::Result<()> {
+    fn rotate(&mut self) -> io::Result<()> {
+        let files = self.limit.map_or(1, |limit| limit.files);
         for number in (0..files.saturating_sub(1)).rev() {
             match fs::rename(older(&self.path, number), older(&self.path, number + 1)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
