@@ -283,6 +283,8 @@ impl Scene {
                     Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
                         sys_mount::unmount(dir, true)
                     }
+                    // Unmounted already by whoever was about to say so.
+                    Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
                     other => other,
                 },
                 Undo::Loop(device) => losetup(&["--detach"], device)
