@@ -92,7 +92,7 @@ pub(crate) fn from_text(text: &str) -> Option<Vec<u8>> {
     if entries.is_empty() {
         return None;
     }
-    entries.sort_unstable();
+    entries.sort_unstable_by_key(|&(tag, _, id)| (tag, id));
     let mut value = VERSION.to_le_bytes().to_vec();
     for (tag, bits, id) in entries {
         value.extend_from_slice(&tag.to_le_bytes());
