@@ -60,15 +60,6 @@ impl Store {
         }
         for diff_id in self.digests_in(&self.root().join("layers"))? {
             let what = format!("layer {diff_id}");
-            match self.verify_index(&diff_id) {
-                Ok(None) => {}
-                Ok(Some(why)) => report.damages.push(Damage {
-                    what: what.clone(),
-                    why,
-                    images: users.get(diff_id.as_ref()).cloned().unwrap_or_default(),
-                }),
-                Err(e) => report.damage(what.clone(), &e, users.get(diff_id.as_ref())),
-            }
             let blob = match trees.get(diff_id.as_ref()) {
                 Some((_, blob)) if self.blob_path(blob).exists() => blob,
                 _ => {
@@ -77,7 +68,12 @@ impl Store {
                 }
             };
             report.layers += 1;
-            match self.verify_tree(&diff_id, blob) {
+            // The index of a damaged tree stays what it is: one that is made of the damage would hide it.
+            let found = match self.verify_tree(&diff_id, blob) {
+                Ok(None) => self.verify_index(&diff_id),
+                found => found,
+            };
+            match found {
                 Ok(None) => {}
                 Ok(Some(why)) => report.damages.push(Damage {
                     what,
