@@ -137,7 +137,7 @@ impl Index {
         (root.ino, root.ctime) == (ino, ctime)
     }
 
-    /// Whether another index says the same, times of access and allocated sizes aside.
+    /// Whether another index says the same, allocated sizes and the times of access and change aside.
     pub fn says_what(&self, other: &Index) -> io::Result<bool> {
         let counts = |index: &Index| {
             let Header {
@@ -156,6 +156,7 @@ impl Index {
             let record = |index: &Index| -> io::Result<InodeRecord> {
                 let mut record = index.inode(number, 0)?;
                 record.stat.atime = Timestamp::default();
+                record.stat.ctime = Timestamp::default();
                 record.stat.blocks = 0;
                 Ok(record)
             };
