@@ -13,6 +13,7 @@ pub mod program;
 pub mod scratch;
 pub mod skip;
 pub mod stand;
+pub mod terminal;
 pub mod tree;
 
 pub use image::LoopImage;

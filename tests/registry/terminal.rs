@@ -1,16 +1,16 @@
 //! What is seen at a terminal: a prompt that shows no password, and bars.
 
-use std::io::{Read, Write};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::build::Packing;
+use crate::common::terminal::type_at;
 use crate::common::{program, skip};
 use crate::require;
 use crate::server::{self, Server, Setup};
 use crate::stand::{LIMIT, Stand, layers};
 
 /// Runs a command of the program at a terminal. Each answer is typed when its question is there. Gives what was shown.
-fn at_terminal(stand: &Stand, arguments: &[&str], answers: &[(&str, &str)]) -> String {
+fn at_terminal(stand: &Stand, arguments: &[&str], answers: &[(&str, &[u8])]) -> String {
     let inner = stand.command("a", arguments);
     let words: Vec<&str> = std::iter::once(inner.get_program())
         .chain(inner.get_args())
@@ -22,46 +22,13 @@ fn at_terminal(stand: &Stand, arguments: &[&str], answers: &[(&str, &str)]) -> S
         words.join(" ")
     );
     let mut command = Command::new("script");
-    command.args(["-qefc", &line, "/dev/null"]);
     stand.surround(&mut command);
     command
         .env("ACETATE_ROOT", stand.root("a"))
         .env("TERM", "xterm");
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // It stays open until the end, as a terminal does.
-    let mut stdin = child.stdin.take().unwrap();
-    let mut stdout = child.stdout.take().unwrap();
-    let mut shown = Vec::new();
-    let mut piece = [0; 4096];
-    let mut answers = answers.iter();
-    let mut next = answers.next();
-    let mut from = 0;
-    loop {
-        let n = stdout.read(&mut piece).unwrap();
-        if n == 0 {
-            break;
-        }
-        shown.extend_from_slice(&piece[..n]);
-        while let Some((question, answer)) = next {
-            let text = &shown[from..];
-            let found = text
-                .windows(question.len())
-                .position(|part| part == question.as_bytes());
-            let Some(at) = found else { break };
-            from += at + question.len();
-            writeln!(stdin, "{answer}").unwrap();
-            next = answers.next();
-        }
-    }
-    let status = child.wait().unwrap();
-    let shown = String::from_utf8_lossy(&shown).into_owned();
-    assert!(status.success(), "{arguments:?}: {status}: {shown}");
-    assert!(next.is_none(), "not asked for {next:?}: {shown}");
-    shown
+    let shown = type_at(command, &line, None, answers);
+    assert!(shown.status.success(), "{arguments:?}: {shown:?}");
+    shown.text
 }
 
 #[test]
@@ -78,7 +45,7 @@ fn a_terminal_shows_bars_and_no_password() {
     let host = server.host();
     let name = format!("{host}/app:1");
     let image = stand.load("a", &layers(51, 2, 300_000), Packing::Gzip, &name);
-    let answers = [("Username: ", "ann"), ("Password: ", "se-cret")];
+    let answers = [("Username: ", &b"ann\n"[..]), ("Password: ", b"se-cret\n")];
     let shown = at_terminal(&stand, &["login", &host], &answers);
     assert!(shown.contains("Login Succeeded"), "{shown}");
     assert!(shown.contains("Username: ann"), "{shown}");
