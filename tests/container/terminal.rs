@@ -61,7 +61,7 @@ fn a_terminal_has_a_size_and_can_be_left_and_joined() {
     assert_eq!(rig.status("tt"), "exited");
     let (code, shown) = on_terminal(
         &rig,
-        "run --rm -it bb sh -c 'trap \"echo int\" INT; echo re\"\"ady; sleep 30; exit 4'",
+        "run --rm -it bb sh -c 'trap \"exit 4\" INT; echo re\"\"ady; while :; do sleep 0.1; done'",
         None,
         &[("ready", b"\x03")],
     );
