@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use acetate::snapshotter::proto::*;
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount, umount};
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -324,8 +325,15 @@ impl Mounted {
 }
 
 impl Drop for Mounted {
+    /// A program that another test starts has this one's descriptors for a moment, those in the mount as well.
     fn drop(&mut self) {
-        if let Err(e) = umount(&self.0) {
+        let begin = Instant::now();
+        let mut done = umount(&self.0);
+        while done == Err(Errno::EBUSY) && begin.elapsed() < LIMIT {
+            std::thread::sleep(Duration::from_millis(2));
+            done = umount(&self.0);
+        }
+        if let Err(e) = done {
             eprintln!("umount {}: {e}", self.0.display());
         }
     }
