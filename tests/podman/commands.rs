@@ -159,14 +159,14 @@ pub(crate) fn all(engine: &Engine, base: &Path, mapped: &[&str]) -> Vec<(String,
         );
     }
     step("catalog", get(registry.port, "/v2/_catalog"));
-    engine.podman(&["rm", "-f", "-t", "0"], &["server", "maker"]);
+    engine.remove(&["server", "maker"]);
     engine.podman(&["rmi", "-a", "-f"], &[]);
     engine.podman(
         &["pull", "-q", "--tls-verify=false"],
         &[&format!("{place}:served")],
     );
     step("page pulled", run_served());
-    engine.podman(&["rm", "-f", "-t", "0"], &["server"]);
+    engine.remove(&["server"]);
 
     // A port of the host that leads into a container's own network.
     if has_tunnels(engine) {
@@ -193,7 +193,7 @@ pub(crate) fn all(engine: &Engine, base: &Path, mapped: &[&str]) -> Vec<(String,
             ],
         );
         step("page by a mapped port", get(port, "/"));
-        engine.podman(&["rm", "-f", "-t", "0"], &["port"]);
+        engine.remove(&["port"]);
     } else {
         eprintln!("SKIPPED: mapped ports need slirp4netns and the right to use /dev/net/tun");
     }
@@ -358,7 +358,7 @@ pub(crate) fn all(engine: &Engine, base: &Path, mapped: &[&str]) -> Vec<(String,
             "cat /tree/elsewhere/sub/file; ls /data; cat /volume/file",
         ]),
     );
-    engine.podman(&["rm", "-f", "-t", "0"], &["long", "short"]);
+    engine.remove(&["long", "short"]);
     engine.podman(&["system", "prune", "-a", "-f", "--volumes"], &[]);
     step("pruned", engine.podman(&["images", "-q"], &[]));
     drop(registry);

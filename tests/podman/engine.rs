@@ -161,6 +161,25 @@ impl Engine<'_> {
         panic!("exec {words:?} fails again and again");
     }
 
+    /// Kills and removes containers. podman's own clean-up of one that has just ended may have a mount of it still; the
+    /// removal is then asked for again.
+    #[track_caller]
+    pub(crate) fn remove(&self, names: &[&str]) {
+        let begin = Instant::now();
+        loop {
+            let finished = self.try_podman(&["rm", "-f", "-t", "0"], names);
+            if finished.success() {
+                return;
+            }
+            assert!(
+                finished.text.contains("device or resource busy") && begin.elapsed() < LIMIT,
+                "rm {names:?}: {}",
+                finished.tail(20)
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// `program` with the engine's storage, as its user.
     fn program(&self, program: &str) -> Command {
         let mut command = match self.user {

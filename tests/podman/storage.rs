@@ -124,6 +124,6 @@ pub(crate) fn automatic_ids(dir: &Path, base: &Path, user: &User) {
         &["localhost/base:1", "cat", "/proc/self/uid_map"],
     ));
     assert!(first.abs_diff(second) >= 1024, "{first} and {second}");
-    engine.podman(&["rm", "-f", "-t", "0"], &["first"]);
+    engine.remove(&["first"]);
     engine.assert_nothing_left();
 }
