@@ -124,9 +124,6 @@ fn serve(
     let id = new_id();
     let runtime = runtime::create();
     let dir = runtime.as_deref().ok();
-    if let Some(dir) = dir {
-        runtime::sweep_logs(dir);
-    }
     let log = Log::start(log, dir, &id, starter.is_some(), request.options.debug)?;
     if let Err(e) = &runtime {
         log::warn!("the mount cannot be asked anything, as there is no place for its socket: {e}");
@@ -232,6 +229,10 @@ fn run(
             log::warn!("{} is not unmounted: {e}", mountpoint.display());
         }
         return Err(e);
+    }
+    // Once nobody waits for the mount.
+    if let Some(dir) = runtime {
+        runtime::sweep_logs(dir);
     }
     let served = serving
         .join()
