@@ -128,10 +128,17 @@ fn content(file: RealFile) -> Vec<u8> {
     buf
 }
 
+/// Reading a link or a directory moves its time of access where the layer is not mounted for itself.
+#[track_caller]
+fn assert_same_stat(x: Stat, y: Stat, shown: &Path) {
+    let atime = y.atime;
+    assert_eq!(Stat { atime, ..x }, y, "{shown:?}");
+}
+
 /// Everything that two layers say of a node, and of what is below; gives the number of nodes.
 fn same(a: &dyn Layer, b: &dyn Layer, (x, y): (&Node, &Node), shown: &Path) -> usize {
     let (sx, sy) = (a.stat(x).unwrap(), b.stat(y).unwrap());
-    assert_eq!(sx, sy, "{shown:?}");
+    assert_same_stat(sx, sy, shown);
     let (mx, my) = (a.marks(x, &sx).unwrap(), b.marks(y, &sy).unwrap());
     assert_eq!(mx, my, "{shown:?}");
     let names = a.list_xattr(x).unwrap();
@@ -180,9 +187,7 @@ fn same(a: &dyn Layer, b: &dyn Layer, (x, y): (&Node, &Node), shown: &Path) -> u
             (LayerLookup::Missing, LayerLookup::Missing)
             | (LayerLookup::Whiteout, LayerLookup::Whiteout) => {}
             (LayerLookup::Found(fx), LayerLookup::Found(fy)) => {
-                // Reading a link moves its time of access where the layer is not mounted for itself.
-                let atime = fy.stat.atime;
-                assert_eq!(Stat { atime, ..fx.stat }, fy.stat, "{shown:?}/{name:?}");
+                assert_same_stat(fx.stat, fy.stat, &shown.join(name));
                 assert_eq!(fx.beside_whiteout, fy.beside_whiteout, "{shown:?}/{name:?}");
                 count += same(a, b, (&fx.node, &fy.node), &shown.join(name));
             }
