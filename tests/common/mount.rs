@@ -16,7 +16,7 @@ use nix::mount::{MntFlags, umount2};
 use super::connection;
 
 /// How long a mount may take to answer, and an unmount to end.
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_secs(90);
 
 /// How long something may keep a mount busy that will let go by itself.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -112,6 +112,7 @@ fn load_directory(count: u32) {
         std::thread::sleep(Duration::from_millis(5));
     };
     assert!(status.success(), "{status}");
+    println!("{count} entries in {high} KiB");
     assert!(high > 0 && high < 200 << 10, "{high} KiB");
     let layer = std::fs::read_dir(store.join("layers/sha256"))
         .unwrap()

@@ -2,7 +2,7 @@
 //! would have answered, whiteouts and marks decoded.
 
 use std::collections::{HashMap, VecDeque};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
@@ -41,7 +41,8 @@ pub enum PackError {
 pub struct Packed {
     header: [u8; HEADER],
     sums: Vec<u8>,
-    body: Vec<u8>,
+    /// The body in pieces: of a large layer it is not held twice.
+    parts: Vec<Vec<u8>>,
 }
 
 impl Packed {
@@ -70,31 +71,30 @@ impl Packed {
             names: builder.names.len() as u64,
             blobs: builder.blobs.len() as u64,
         };
-        let mut body = Vec::new();
-        for part in [builder.dentries, builder.names, builder.blobs] {
-            body.extend_from_slice(&part);
-        }
-        let mut inodes = builder.inodes;
-        inodes.append(&mut body);
-        Ok(Packed::seal(&header, inodes))
+        let parts = vec![
+            builder.inodes,
+            builder.dentries,
+            builder.names,
+            builder.blobs,
+        ];
+        Ok(Packed::seal(&header, parts))
     }
 
-    fn seal(header: &Header, body: Vec<u8>) -> Packed {
-        let sums: Vec<u8> = body
-            .chunks(BLOCK)
-            .flat_map(|block| crc32fast::hash(block).to_le_bytes())
-            .collect();
+    fn seal(header: &Header, parts: Vec<Vec<u8>>) -> Packed {
+        let sums = block_sums(&parts);
         let checksum = head_checksum(&header.encode(0), &sums);
         Packed {
             header: header.encode(checksum),
             sums,
-            body,
+            parts,
         }
     }
 
     /// Writes the index.
     pub fn write_to(&self, mut output: impl Write) -> io::Result<()> {
-        for part in [&self.header[..], &self.sums, &self.body] {
+        output.write_all(&self.header)?;
+        output.write_all(&self.sums)?;
+        for part in &self.parts {
             output.write_all(part)?;
         }
         Ok(())
@@ -102,8 +102,33 @@ impl Packed {
 
     /// The index in one piece.
     pub fn to_bytes(&self) -> Vec<u8> {
-        [&self.header[..], &self.sums, &self.body].concat()
+        [&self.header[..], &self.sums, &self.parts.concat()].concat()
     }
+}
+
+/// The checksums of the blocks of a body, the last of which may be short.
+fn block_sums(parts: &[Vec<u8>]) -> Vec<u8> {
+    let mut sums = Vec::new();
+    let mut block = crc32fast::Hasher::new();
+    let mut room = BLOCK;
+    for part in parts {
+        let mut rest = &part[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(room.min(rest.len()));
+            block.update(now);
+            rest = later;
+            room -= now.len();
+            if room == 0 {
+                let full = std::mem::take(&mut block);
+                sums.extend_from_slice(&full.finalize().to_le_bytes());
+                room = BLOCK;
+            }
+        }
+    }
+    if room < BLOCK {
+        sums.extend_from_slice(&block.finalize().to_le_bytes());
+    }
+    sums
 }
 
 /// A directory whose names are still to be read.
@@ -156,18 +181,28 @@ impl Builder<'_> {
     }
 
     fn directory(&mut self, dir: &Pending, left: &mut VecDeque<Pending>) -> Result<(), PackError> {
-        let mut entries: Vec<(OsString, EntryKind)> = Vec::new();
+        // In one piece, and each told in few bytes: there may be millions.
+        let mut names = Vec::new();
+        let mut entries: Vec<(Span, EntryKind)> = Vec::new();
+        let mut too_many = false;
         self.layer
             .read_dir(&dir.node, dir.xwhiteouts, &mut |entry| {
-                entries.push((entry.name.to_owned(), entry.kind));
+                match push(&mut names, entry.name.as_bytes()) {
+                    Ok(span) => entries.push((span, entry.kind)),
+                    Err(_) => too_many = true,
+                }
                 ControlFlow::Continue(())
             })
             .map_err(|e| PackError::Node(dir.path.clone(), e))?;
-        entries.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        if too_many {
+            return Err(PackError::TooLarge);
+        }
+        let name = |span: Span| &names[span.at as usize..][..span.len as usize];
+        entries.sort_unstable_by(|a, b| name(a.0).cmp(name(b.0)));
         let first = self.dentry_count;
         let count = u32::try_from(entries.len()).map_err(|_| PackError::TooLarge)?;
-        for (name, kind) in entries {
-            self.entry(dir, &name, kind, left)?;
+        for (span, kind) in entries {
+            self.entry(dir, OsStr::from_bytes(name(span)), kind, left)?;
         }
         self.set_names(dir.number, first, count);
         Ok(())
