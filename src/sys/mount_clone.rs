@@ -31,13 +31,7 @@ pub struct MountClone {
 
 /// Makes a private, read-only and, where the mount's owner allows, noatime clone of the mount at `dir`. Needs `CAP_SYS_ADMIN` over the mount namespace.
 pub fn read_only_clone(dir: BorrowedFd<'_>) -> io::Result<MountClone> {
-    let root = open_tree(
-        dir,
-        "",
-        OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_EMPTY_PATH,
-    )?;
+    let root = clone_of(dir)?;
     // A clone of a shared mount belongs to its peer group: what is mounted there would appear in the clone.
     let mut attr = MountAttr {
         set: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOATIME,
@@ -79,13 +73,7 @@ pub enum AccessTimes {
 /// Makes a private clone of the mount at `dir` that can be written through, and that leaves the mount itself free to be
 /// unmounted. Returns its root, opened with `O_PATH`. Needs `CAP_SYS_ADMIN` over the mount namespace.
 pub fn writable_clone(dir: BorrowedFd<'_>, times: AccessTimes) -> io::Result<OwnedFd> {
-    let root = open_tree(
-        dir,
-        "",
-        OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_EMPTY_PATH,
-    )?;
+    let root = clone_of(dir)?;
     let private = MountAttr {
         set: 0,
         clear: 0,
@@ -110,6 +98,13 @@ pub fn writable_clone(dir: BorrowedFd<'_>, times: AccessTimes) -> io::Result<Own
         Err(e) if e.raw_os_error() == Some(libc::EPERM) => Ok(root),
         Err(e) => Err(e),
     }
+}
+
+fn clone_of(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    Ok(open_tree(dir, "", flags)?)
 }
 
 fn mount_setattr(mount: BorrowedFd<'_>, attr: &MountAttr) -> io::Result<()> {
