@@ -335,7 +335,6 @@ fn open_upper(
     };
     let begin = Instant::now();
     let mut limit = LET_GO;
-    let mut asked = false;
     loop {
         let opened = Upper::open(
             &upper.path,
@@ -348,14 +347,13 @@ fn open_upper(
             Err(UpperError::InUse(..)) if begin.elapsed() < limit => {
                 // It may still be completing what was copied up by blocks.
                 match ask_to_yield(&work.path) {
-                    Ok(true) => limit = LEAVE_OFF,
+                    Ok(true) => limit = limit.max(LEAVE_OFF),
                     Ok(false) => {}
                     Err(e) => log::info!("{}: {e}", work.path.display()),
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
-            Err(UpperError::InUse(..)) if !asked && state::is_let_go(&upper.path)? => {
-                asked = true;
+            Err(UpperError::InUse(..)) if limit < ON_ITS_WAY && state::is_let_go(&upper.path)? => {
                 limit = ON_ITS_WAY;
             }
             opened => return Ok(Some(opened?)),
