@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::error::ContainerError;
 use super::lifecycle::is_known_to_runtime;
-use super::record::{Container, Containers};
+use super::record::{Container, Containers, paths_in};
 use super::runtime::Runtime;
 use crate::image::remove_tree;
 
@@ -75,15 +75,8 @@ impl Containers {
 
     /// What processes left that died while they removed containers.
     pub fn leftovers(&self) -> Result<Vec<Gone>, ContainerError> {
-        let all = self.dir();
-        let entries = match fs::read_dir(&all) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(ContainerError::io("read", &all)(e)),
-        };
         let mut found = Vec::new();
-        for entry in entries {
-            let dir = entry.map_err(ContainerError::io("read", &all))?.path();
+        for dir in paths_in(&self.dir())? {
             if dir.extension().is_none_or(|extension| extension != "gone") {
                 continue;
             }

@@ -282,6 +282,16 @@ pub(super) fn to_json<T: Serialize>(value: &T, path: &Path) -> Result<Vec<u8>, C
     })
 }
 
+/// What lies in a directory of the store, in no order: nothing, before the first of its kind is made.
+pub(super) fn paths_in(dir: &Path) -> Result<Vec<PathBuf>, ContainerError> {
+    match fs::read_dir(dir) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
+    .map_err(ContainerError::io("read", dir))
+}
+
 impl Containers {
     /// Those of the store at `root`, which exists.
     pub fn new(root: &Path) -> Containers {
@@ -316,15 +326,8 @@ impl Containers {
 
     /// All of them, the newest first.
     pub fn list(&self) -> Result<Vec<Container>, ContainerError> {
-        let dir = self.dir();
-        let entries = match fs::read_dir(&dir) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(ContainerError::io("read", &dir)(e)),
-        };
         let mut found = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(ContainerError::io("read", &dir))?.path();
+        for path in paths_in(&self.dir())? {
             if !path.is_dir() || path.extension().is_some() {
                 continue;
             }

@@ -11,6 +11,7 @@
 //! with.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,7 +22,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::error::ContainerError;
-use super::record::{Container, Containers, now, read_json, replace, to_json};
+use super::record::{Container, Containers, now, paths_in, read_json, replace, to_json};
 use super::{fill, names};
 use crate::image::remove_tree;
 
@@ -73,17 +74,10 @@ fn missing(name: &str) -> ContainerError {
 impl Containers {
     /// All volumes, by name.
     pub fn volumes(&self) -> Result<Vec<StoredVolume>, ContainerError> {
-        let all = dir_of(self.root());
-        let entries = match fs::read_dir(&all) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(ContainerError::io("read", &all)(e)),
-        };
         let mut found = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(ContainerError::io("read", &all))?;
-            let name = entry.file_name();
-            let Some(name) = name.to_str().filter(|name| names::is_valid(name)) else {
+        for path in paths_in(&dir_of(self.root()))? {
+            let name = path.file_name().and_then(OsStr::to_str);
+            let Some(name) = name.filter(|name| names::is_valid(name)) else {
                 continue;
             };
             match self.volume(name) {
