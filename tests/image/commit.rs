@@ -159,24 +159,52 @@ fn upper(dir: &Path, root: &Path) -> (PathBuf, PathBuf) {
     (upper, merged)
 }
 
+/// A store with an image, and a changed tree over it.
+struct Changed {
+    dir: tempfile::TempDir,
+    store: Store,
+    root: PathBuf,
+    origin: ImageOrigin,
+    upper: PathBuf,
+    merged: PathBuf,
+}
+
+impl Changed {
+    fn new() -> Changed {
+        let dir = tempfile::tempdir().unwrap();
+        let root = root(dir.path());
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let base = store
+            .import(ImportSource::Path(root.clone()), &named("base:1"))
+            .unwrap();
+        let (upper, merged) = upper(dir.path(), &root);
+        Changed {
+            origin: origin(&base),
+            dir,
+            store,
+            root,
+            upper,
+            merged,
+        }
+    }
+
+    fn commit(&self) -> Commit<'_> {
+        Commit {
+            base: Some(&self.origin),
+            upper: Some(&self.upper),
+            merged: &self.merged,
+            unnamed: &[],
+        }
+    }
+}
+
 #[test]
 fn a_commit_understands_every_mark() {
     if !nix::unistd::geteuid().is_root() {
         skip!("needs root, to write trusted attributes");
     }
-    let dir = tempfile::tempdir().unwrap();
-    let root = root(dir.path());
-    let store = Store::open(&dir.path().join("store")).unwrap();
-    let base = store
-        .import(ImportSource::Path(root.clone()), &named("base:1"))
-        .unwrap();
-    let (upper, merged) = upper(dir.path(), &root);
-    let what = Commit {
-        base: Some(&origin(&base)),
-        upper: Some(&upper),
-        merged: &merged,
-        unnamed: &[],
-    };
+    let changed = Changed::new();
+    let (dir, store, merged) = (&changed.dir, &changed.store, &changed.merged);
     let new = NewImage {
         author: Some("me".to_owned()),
         message: Some("why".to_owned()),
@@ -184,10 +212,10 @@ fn a_commit_understands_every_mark() {
         created_by: "test".to_owned(),
         ..named("new:1")
     };
-    let image = store.commit(&what, &new).unwrap();
+    let image = store.commit(&changed.commit(), &new).unwrap();
     assert_eq!(
-        exported(&store, "new:1", &dir.path().join("out")),
-        tree(&merged)
+        exported(store, "new:1", &dir.path().join("out")),
+        tree(merged)
     );
     let history = image.config.history().as_ref().unwrap();
     assert_eq!(history.len(), 2);
@@ -198,12 +226,12 @@ fn a_commit_understands_every_mark() {
     // Without a change there is no layer; without a name the image is found by its id.
     let empty = dir.path().join("empty");
     fs::create_dir(&empty).unwrap();
-    let mode = fs::metadata(&root).unwrap().permissions();
+    let mode = fs::metadata(&changed.root).unwrap().permissions();
     fs::set_permissions(&empty, mode).unwrap();
     let what = Commit {
         upper: Some(&empty),
-        merged: &root,
-        ..what
+        merged: &changed.root,
+        ..changed.commit()
     };
     let nameless = store.commit(&what, &NewImage::default()).unwrap();
     assert_eq!(nameless.references, Vec::<String>::new());
@@ -211,7 +239,7 @@ fn a_commit_understands_every_mark() {
     let history = nameless.config.history().as_ref().unwrap();
     assert_eq!(history[1].empty_layer(), Some(true));
     assert_eq!(store.image(nameless.short_id()).unwrap().id, nameless.id);
-    let dangling = Filter::parse(&["dangling=true".to_owned()], &store).unwrap();
+    let dangling = Filter::parse(&["dangling=true".to_owned()], store).unwrap();
     let found: Vec<_> = store.images().unwrap();
     let found: Vec<_> = found.iter().filter(|i| dangling.wants_image(i)).collect();
     assert_eq!(found.len(), 1);
@@ -308,20 +336,9 @@ fn others_read_what_is_committed() {
     if !nix::unistd::geteuid().is_root() {
         skip!("needs root, as umoci and podman lay owners down");
     }
-    let dir = tempfile::tempdir().unwrap();
-    let root = root(dir.path());
-    let store = Store::open(&dir.path().join("store")).unwrap();
-    let base = store
-        .import(ImportSource::Path(root.clone()), &named("base:1"))
-        .unwrap();
-    let (upper, merged) = upper(dir.path(), &root);
-    let what = Commit {
-        base: Some(&origin(&base)),
-        upper: Some(&upper),
-        merged: &merged,
-        unnamed: &[],
-    };
-    let image = store.commit(&what, &named("new:1")).unwrap();
+    let changed = Changed::new();
+    let (dir, store, merged) = (&changed.dir, &changed.store, &changed.merged);
+    let image = store.commit(&changed.commit(), &named("new:1")).unwrap();
     // What they do not keep: our own attributes of a namespace that they leave out, and times before 1970.
     let comparable = |mut tree: BTreeMap<String, String>| {
         tree.remove("/bin/tool");
@@ -332,7 +349,7 @@ fn others_read_what_is_committed() {
         tree.remove("/");
         tree
     };
-    let expected = comparable(tree(&merged));
+    let expected = comparable(tree(merged));
     let limit = Duration::from_secs(60);
     let must = |command: &mut Command| program::must(command, limit);
     // The store is an OCI layout.

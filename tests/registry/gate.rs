@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base64::Engine as _;
 
-use crate::proxy::{head, value};
+use crate::proxy::{Listening, head, value};
 
 /// Who may do what.
 #[derive(Clone)]
@@ -40,12 +40,12 @@ struct Shared {
     address: SocketAddr,
     guests: Guests,
     state: Mutex<State>,
-    ended: AtomicBool,
 }
 
 /// It ends when it is dropped.
 pub struct Gate {
     shared: Arc<Shared>,
+    _listening: Listening,
 }
 
 impl Gate {
@@ -56,26 +56,14 @@ impl Gate {
             address: listener.local_addr().unwrap(),
             guests,
             state: Mutex::default(),
-            ended: AtomicBool::new(false),
         });
         let serving = Arc::clone(&shared);
-        std::thread::spawn(move || {
-            for client in listener.incoming() {
-                if serving.ended.load(Ordering::Relaxed) {
-                    break;
-                }
-                let shared = Arc::clone(&serving);
-                std::thread::spawn(move || {
-                    if let Ok(client) = client {
-                        if let Err(e) = shared.serve(&client) {
-                            eprintln!("gate: {e}");
-                        }
-                        client.shutdown(Shutdown::Both).ok();
-                    }
-                });
-            }
-        });
-        Gate { shared }
+        let ended = Arc::new(AtomicBool::new(false));
+        let listening = Listening::start(listener, ended, move |client| serving.serve(client));
+        Gate {
+            shared,
+            _listening: listening,
+        }
     }
 
     pub fn host(&self) -> String {
@@ -100,13 +88,6 @@ impl Gate {
     /// The kinds of credentials that the registry itself was shown.
     pub fn shown(&self) -> Vec<String> {
         self.shared.state.lock().unwrap().shown.clone()
-    }
-}
-
-impl Drop for Gate {
-    fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::Relaxed);
-        TcpStream::connect(self.shared.address).ok();
     }
 }
 

@@ -186,72 +186,61 @@ fn credentials_of_others_are_used_and_kept() {
     assert!(finished.success() && !kept.exists(), "{}", finished.text);
 }
 
+fn openssl(stand: &Stand, arguments: &[&str]) {
+    let mut command = Command::new("openssl");
+    command.args(arguments).current_dir(stand.path());
+    program::must(&mut command, LIMIT);
+}
+
+/// A key `FILE.key` and, of the authority of [`certificates`], a certificate `FILE.crt` for it.
+pub fn signed(stand: &Stand, file: &str, common_name: &str, extensions: &str) {
+    let named = |end: &str| format!("{file}.{end}");
+    let subject = format!("/CN={common_name}");
+    std::fs::write(stand.scratch.join(&named("ext")), extensions).unwrap();
+    let (key, request, certificate) = (named("key"), named("csr"), named("crt"));
+    #[rustfmt::skip]
+    openssl(stand, &[
+        "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", &key, "-out", &request,
+        "-subj", &subject,
+    ]);
+    #[rustfmt::skip]
+    openssl(stand, &[
+        "x509", "-req", "-in", &request, "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
+        "-extfile", &named("ext"), "-out", &certificate,
+    ]);
+}
+
 /// An authority, and a certificate of it for this machine.
 pub fn certificates(stand: &Stand) -> (std::path::PathBuf, std::path::PathBuf, std::path::PathBuf) {
     let at = |name: &str| stand.scratch.join(name);
-    let openssl = |arguments: &[&str]| {
-        program::must(
-            Command::new("openssl")
-                .args(arguments)
-                .current_dir(stand.path()),
-            LIMIT,
-        );
-    };
-    openssl(&[
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-        "-keyout",
-        "ca.key",
-        "-out",
-        "ca.crt",
-        "-subj",
-        "/CN=Test authority",
-        "-addext",
-        "basicConstraints=critical,CA:TRUE",
-    ]);
-    openssl(&[
-        "req",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-keyout",
-        "server.key",
-        "-out",
-        "server.csr",
-        "-subj",
-        "/CN=localhost",
-    ]);
-    std::fs::write(
-        at("ext"),
+    openssl(
+        stand,
+        &[
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+            "-keyout",
+            "ca.key",
+            "-out",
+            "ca.crt",
+            "-subj",
+            "/CN=Test authority",
+            "-addext",
+            "basicConstraints=critical,CA:TRUE",
+        ],
+    );
+    signed(
+        stand,
+        "server",
+        "localhost",
         "subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth\n",
-    )
-    .unwrap();
-    openssl(&[
-        "x509",
-        "-req",
-        "-in",
-        "server.csr",
-        "-CA",
-        "ca.crt",
-        "-CAkey",
-        "ca.key",
-        "-CAcreateserial",
-        "-days",
-        "2",
-        "-extfile",
-        "ext",
-        "-out",
-        "server.crt",
-    ]);
+    );
     (at("ca.crt"), at("server.crt"), at("server.key"))
 }
 

@@ -56,13 +56,57 @@ struct Shared {
     upstream: SocketAddr,
     rule: Box<Rule>,
     records: Mutex<Vec<Record>>,
-    ended: AtomicBool,
+    ended: Arc<AtomicBool>,
+}
+
+/// A server on loopback with a thread for each connection; it ends when it is dropped.
+pub struct Listening {
+    pub address: SocketAddr,
+    ended: Arc<AtomicBool>,
+}
+
+impl Listening {
+    /// `ended` tells what serves that no more is wanted. What a connection fails with is printed, as a client that leaves
+    /// is part of what is tested.
+    pub fn start(
+        listener: TcpListener,
+        ended: Arc<AtomicBool>,
+        serve: impl Fn(&TcpStream) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Listening {
+        let address = listener.local_addr().unwrap();
+        let (serve, over) = (Arc::new(serve), Arc::clone(&ended));
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+                let serve = Arc::clone(&serve);
+                std::thread::spawn(move || {
+                    if let Ok(client) = client {
+                        if let Err(e) = serve(&client) {
+                            eprintln!("connection: {e}");
+                        }
+                        client.shutdown(Shutdown::Both).ok();
+                    }
+                });
+            }
+        });
+        Listening { address, ended }
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        // The listening thread sees it with the next connection.
+        TcpStream::connect(self.address).ok();
+    }
 }
 
 /// The proxy; it ends when it is dropped.
 pub struct Proxy {
     shared: Arc<Shared>,
-    address: SocketAddr,
+    listening: Listening,
 }
 
 /// A piece of a body.
@@ -74,32 +118,16 @@ impl Proxy {
         rule: impl Fn(&Record, usize) -> Fault + Send + Sync + 'static,
     ) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
+        let ended = Arc::new(AtomicBool::new(false));
         let shared = Arc::new(Shared {
             upstream,
             rule: Box::new(rule),
             records: Mutex::default(),
-            ended: AtomicBool::new(false),
+            ended: Arc::clone(&ended),
         });
         let serving = Arc::clone(&shared);
-        std::thread::spawn(move || {
-            for client in listener.incoming() {
-                if serving.ended.load(Ordering::Relaxed) {
-                    break;
-                }
-                let shared = Arc::clone(&serving);
-                std::thread::spawn(move || {
-                    if let Ok(client) = client {
-                        // A client that leaves is part of what is tested.
-                        if let Err(e) = serve(&shared, &client) {
-                            eprintln!("proxy: {e}");
-                        }
-                        client.shutdown(Shutdown::Both).ok();
-                    }
-                });
-            }
-        });
-        Proxy { shared, address }
+        let listening = Listening::start(listener, ended, move |client| serve(&serving, client));
+        Proxy { shared, listening }
     }
 
     /// One that only counts.
@@ -108,7 +136,7 @@ impl Proxy {
     }
 
     pub fn host(&self) -> String {
-        self.address.to_string()
+        self.listening.address.to_string()
     }
 
     pub fn records(&self) -> Vec<Record> {
@@ -120,14 +148,6 @@ impl Proxy {
         let records = self.records();
         let blobs = records.iter().filter(|r| r.is_blob());
         (blobs.clone().count(), blobs.map(|r| r.sent).sum())
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::Relaxed);
-        // The listening thread sees it with the next connection.
-        TcpStream::connect(self.address).ok();
     }
 }
 

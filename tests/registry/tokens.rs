@@ -1,15 +1,14 @@
 //! Registries whose doors are opened by tokens and by certificates.
 
 use std::path::Path;
-use std::process::Command;
 
 use crate::build::Packing;
-use crate::common::{program, skip};
+use crate::common::skip;
 use crate::gate::{Gate, Guests};
-use crate::login::{certificates, login};
+use crate::login::{certificates, login, signed};
 use crate::require;
 use crate::server::{self, Server, Setup};
-use crate::stand::{LIMIT, Stand, layers};
+use crate::stand::{Stand, layers};
 
 const GUESTS: Guests = Guests {
     user: "ann",
@@ -119,47 +118,7 @@ fn a_certificate_is_shown_where_docker_keeps_it() {
     let stand = Stand::new("certificates");
     let (authority, certificate, key) = certificates(&stand);
     // The client's own, of the same authority.
-    let openssl = |arguments: &[&str]| {
-        let mut command = Command::new("openssl");
-        command.args(arguments).current_dir(stand.path());
-        program::must(&mut command, LIMIT);
-    };
-    openssl(&[
-        "req",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-keyout",
-        "client.key",
-        "-out",
-        "client.csr",
-        "-subj",
-        "/CN=ann",
-    ]);
-    std::fs::write(
-        stand.scratch.join("client.ext"),
-        "extendedKeyUsage=clientAuth\n",
-    )
-    .unwrap();
-    openssl(&[
-        "x509",
-        "-req",
-        "-in",
-        "client.csr",
-        "-CA",
-        "ca.crt",
-        "-CAkey",
-        "ca.key",
-        "-CAcreateserial",
-        "-days",
-        "2",
-        "-extfile",
-        "client.ext",
-        "-out",
-        "client.cert",
-    ]);
+    signed(&stand, "client", "ann", "extendedKeyUsage=clientAuth\n");
     let setup = Setup {
         tls: Some((certificate, key)),
         client_authority: Some(authority),
@@ -176,7 +135,7 @@ fn a_certificate_is_shown_where_docker_keeps_it() {
     let text = stand.fails("a", &["push", "--tls-verify", &name]);
     assert!(text.contains("cannot reach the registry"), "{text}");
     // A certificate without its key is not passed over.
-    copied(stand.path(), &[("client.cert", "client.cert")], &certs);
+    copied(stand.path(), &[("client.crt", "client.cert")], &certs);
     let text = stand.fails("a", &["push", "--tls-verify", &name]);
     assert!(text.contains("client.key"), "{text}");
     copied(stand.path(), &[("client.key", "client.key")], &certs);

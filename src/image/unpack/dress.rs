@@ -59,14 +59,7 @@ impl Extractor<'_> {
     ) -> Result<(), ImageError> {
         let os_name = OsStr::from_bytes(name);
         if (entry.uid, entry.gid) != self.me {
-            let owner = rustix::fs::chownat(
-                dir,
-                os_name,
-                Some(Uid::from_raw(entry.uid)),
-                Some(Gid::from_raw(entry.gid)),
-                AtFlags::SYMLINK_NOFOLLOW,
-            );
-            self.owned(owner, path)?;
+            self.own_by_path(dir, os_name, entry, path)?;
         }
         self.set_xattrs_by_path(dir, name, entry, path)?;
         if !matches!(entry.kind, Kind::Symlink(_)) {
@@ -101,14 +94,7 @@ impl Extractor<'_> {
         let stat = rustix::fs::statat(dir, os_name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(self.failed("look at", path))?;
         if (entry.uid, entry.gid) != (stat.st_uid, stat.st_gid) {
-            let owner = rustix::fs::chownat(
-                dir,
-                os_name,
-                Some(Uid::from_raw(entry.uid)),
-                Some(Gid::from_raw(entry.gid)),
-                AtFlags::SYMLINK_NOFOLLOW,
-            );
-            self.owned(owner, path)?;
+            self.own_by_path(dir, os_name, entry, path)?;
         }
         self.set_xattrs_by_path(dir, name, entry, path)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
@@ -119,6 +105,23 @@ impl Extractor<'_> {
         let times = timestamps(entry.mtime, entry.atime);
         rustix::fs::utimensat(dir, os_name, &times, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(self.failed("set the times of", path))
+    }
+
+    fn own_by_path(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        entry: &Entry,
+        path: &[u8],
+    ) -> Result<(), ImageError> {
+        let owner = rustix::fs::chownat(
+            dir,
+            name,
+            Some(Uid::from_raw(entry.uid)),
+            Some(Gid::from_raw(entry.gid)),
+            AtFlags::SYMLINK_NOFOLLOW,
+        );
+        self.owned(owner, path)
     }
 
     fn set_xattrs_by_path(
