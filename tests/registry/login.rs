@@ -196,7 +196,7 @@ fn openssl(stand: &Stand, arguments: &[&str]) {
 pub fn signed(stand: &Stand, file: &str, common_name: &str, extensions: &str) {
     let named = |end: &str| format!("{file}.{end}");
     let subject = format!("/CN={common_name}");
-    std::fs::write(stand.scratch.join(&named("ext")), extensions).unwrap();
+    std::fs::write(stand.scratch.join(named("ext")), extensions).unwrap();
     let (key, request, certificate) = (named("key"), named("csr"), named("crt"));
     #[rustfmt::skip]
     openssl(stand, &[
