@@ -16,7 +16,7 @@ use super::fdcache::FdCache;
 use super::format::{MarkNames, OverrideXattr, decode_handle, encode_handle, ino_in_handle};
 use super::node::PathNode;
 use super::owners::OwnerShift;
-use super::tree::{Tree, TreeOptions, path_node, to_stat};
+use super::tree::{Tree, TreeOptions, lower_node, to_stat};
 use super::{Access, Layer, LayerEntry, LayerLookup, Marks, Node, OverlayHandle, RealFile, Stat};
 use crate::sys::handle::{filesystem_uuid, open_by_handle};
 use crate::sys::mount_clone::read_only_clone;
@@ -224,13 +224,13 @@ impl Layer for DirLayer {
         Node::Path(self.root.clone())
     }
     fn lookup(&self, dir: &Node, name: &OsStr, xwhiteouts: bool) -> io::Result<LayerLookup> {
-        self.tree.lookup(path_node(dir)?, name, xwhiteouts)
+        self.tree.lookup_lower(&lower_node(dir)?, name, xwhiteouts)
     }
     fn stat(&self, node: &Node) -> io::Result<Stat> {
-        self.tree.stat(path_node(node)?)
+        self.tree.stat(&*lower_node(node)?)
     }
     fn marks(&self, node: &Node, stat: &Stat) -> io::Result<Marks> {
-        self.tree.lower_marks(path_node(node)?, stat)
+        self.tree.lower_marks(&*lower_node(node)?, stat)
     }
     fn read_dir(
         &self,
@@ -238,26 +238,26 @@ impl Layer for DirLayer {
         xwhiteouts: bool,
         sink: &mut dyn FnMut(LayerEntry<'_>) -> ControlFlow<()>,
     ) -> io::Result<()> {
-        self.tree.read_dir(path_node(dir)?, xwhiteouts, sink)
+        self.tree.read_dir(&lower_node(dir)?, xwhiteouts, sink)
     }
     fn read_link(&self, node: &Node) -> io::Result<OsString> {
-        self.tree.read_link(path_node(node)?)
+        self.tree.read_link(&*lower_node(node)?)
     }
     fn list_xattr(&self, node: &Node) -> io::Result<Vec<OsString>> {
-        self.tree.list_xattr(path_node(node)?)
+        self.tree.list_xattr(&*lower_node(node)?)
     }
     fn get_xattr(&self, node: &Node, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
-        self.tree.get_xattr(path_node(node)?, name)
+        self.tree.get_xattr(&*lower_node(node)?, name)
     }
     fn open(&self, node: &Node, access: Access) -> io::Result<RealFile> {
         if access == Access::Write {
             return Err(io::Error::from_raw_os_error(libc::EROFS));
         }
-        let fd = self.tree.open_read(path_node(node)?)?;
+        let fd = self.tree.open_read(&*lower_node(node)?)?;
         Ok(RealFile::from_file(fd.into()))
     }
     fn handle(&self, node: &Node) -> io::Result<Option<OverlayHandle>> {
-        self.handles()?.encode(&self.tree, path_node(node)?)
+        self.handles()?.encode(&self.tree, &*lower_node(node)?)
     }
     fn stat_by_handle(&self, handle: &OverlayHandle) -> io::Result<Option<Stat>> {
         self.handles()?.stat(handle)

@@ -8,6 +8,7 @@ pub mod dir;
 pub mod error;
 pub mod fdcache;
 pub mod format;
+mod name;
 pub mod node;
 pub mod owners;
 pub mod packed;
@@ -21,7 +22,8 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-pub use node::PathNode;
+pub use name::SharedName;
+pub use node::{ChildNode, PathNode};
 pub(crate) use tree::to_stat;
 
 /// A point in time: seconds since the epoch (negative before 1970) and nanoseconds below 1e9.
@@ -85,6 +87,8 @@ impl Stat {
 pub enum Node {
     /// A node of a plain directory tree: found by its parent and name.
     Path(Arc<PathNode>),
+    /// A node of a plain directory tree that never moves and is no directory.
+    Child(ChildNode),
     /// A node of an indexed layer: the number of its entry.
     Index(u64),
 }

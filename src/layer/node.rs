@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Stat as RawStat};
 use smallvec::SmallVec;
 
+use super::SharedName;
 use super::fdcache::NO_SLOT;
 use super::tree::Tree;
 
@@ -36,6 +37,34 @@ pub struct PathNode {
     state: Mutex<State>,
 }
 
+/// What a lower layer has under a name, as long as nothing is done with it: there is one for each lower file that the
+/// kernel knows.
+#[derive(Clone, Debug)]
+pub struct ChildNode {
+    dir: Arc<PathNode>,
+    name: SharedName,
+    ino: u64,
+}
+
+impl ChildNode {
+    pub(super) fn new(dir: &Arc<PathNode>, name: &OsStr, ino: u64) -> ChildNode {
+        ChildNode {
+            dir: dir.clone(),
+            name: name.into(),
+            ino,
+        }
+    }
+
+    /// The node itself.
+    pub(super) fn node(&self) -> Arc<PathNode> {
+        let place = Place {
+            parent: self.dir.clone(),
+            name: self.name.clone(),
+        };
+        PathNode::with(self.dir.tree.clone(), self.ino, Places::One(place))
+    }
+}
+
 #[derive(Default)]
 struct State {
     places: Places,
@@ -51,13 +80,15 @@ enum Places {
     Nowhere,
     Root(Arc<OwnedFd>),
     One(Place),
-    Many(Vec<Place>),
+    /// The box keeps the usual case small.
+    #[allow(clippy::box_collection)]
+    Many(Box<Vec<Place>>),
 }
 
 #[derive(Clone)]
 struct Place {
     parent: Arc<PathNode>,
-    name: Box<OsStr>,
+    name: SharedName,
 }
 
 /// A name that was copied out of a node, so that no lock is held while it is used.
@@ -359,7 +390,7 @@ impl PathNode {
             Places::Root(fd) => Places::Root(fd),
             Places::Nowhere => Places::One(place),
             Places::One(known) if known.is(parent, name) => Places::One(known),
-            Places::One(known) => Places::Many(vec![known, place]),
+            Places::One(known) => Places::Many(Box::new(vec![known, place])),
             Places::Many(mut known) => {
                 if !known.iter().any(|k| k.is(parent, name)) {
                     known.push(place);
@@ -396,6 +427,15 @@ impl PathNode {
         drop(removed);
     }
 
+    /// Keeps this copy of its name instead of its own, where that is its only one.
+    fn share_name(&self, name: &SharedName) {
+        if let Places::One(place) = &mut self.state.lock().places
+            && place.name == *name
+        {
+            place.name = name.clone();
+        }
+    }
+
     pub(super) fn set_pinned(&self, fd: Option<Arc<OwnedFd>>) {
         let before = std::mem::replace(&mut self.state.lock().pinned, fd);
         drop(before);
@@ -403,6 +443,17 @@ impl PathNode {
 
     pub(super) fn is_pinned(&self) -> bool {
         self.state.lock().pinned.is_some()
+    }
+}
+
+impl super::Node {
+    /// Gives the node a copy of its name that others keep too, so that all of them take the room of one.
+    pub(crate) fn share_name(&mut self, name: &SharedName) {
+        match self {
+            super::Node::Path(node) => node.share_name(name),
+            super::Node::Child(child) if child.name == *name => child.name = name.clone(),
+            super::Node::Child(_) | super::Node::Index(_) => {}
+        }
     }
 }
 

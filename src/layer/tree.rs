@@ -15,7 +15,7 @@ use super::format::{
     DOT_OPAQUE, MarkNames, NameKind, OverrideValue, OverrideXattr, dot_whiteout_name,
     is_whiteout_device, name_kind, read_marks,
 };
-use super::node::{DotWhiteouts, PathNode, Spot};
+use super::node::{ChildNode, DotWhiteouts, PathNode, Spot};
 use super::owners::OwnerShift;
 use super::{EntryKind, Found, LayerEntry, LayerLookup, Marks, Node, Opaque, Stat, Timestamp};
 use crate::sys::handle::{FileHandle, name_to_handle};
@@ -60,10 +60,19 @@ pub(super) struct TreeOptions {
     pub(super) owners: Option<Arc<OwnerShift>>,
 }
 
-/// The node of a plain tree.
+/// The node of a plain tree that may move.
 pub(super) fn path_node(node: &Node) -> io::Result<&Arc<PathNode>> {
     match node {
         Node::Path(node) => Ok(node),
+        Node::Child(_) | Node::Index(_) => Err(io::Error::from_raw_os_error(libc::EXDEV)),
+    }
+}
+
+/// The node of a plain tree in which nothing moves.
+pub(super) fn lower_node(node: &Node) -> io::Result<Arc<PathNode>> {
+    match node {
+        Node::Path(node) => Ok(node.clone()),
+        Node::Child(child) => Ok(child.node()),
         Node::Index(_) => Err(io::Error::from_raw_os_error(libc::EXDEV)),
     }
 }
@@ -147,11 +156,40 @@ impl Tree {
         self.override_xattr
     }
 
+    /// A name in a tree whose nodes may move.
     pub(super) fn lookup(
         &self,
         dir: &Arc<PathNode>,
         name: &OsStr,
         xwhiteouts: bool,
+    ) -> io::Result<LayerLookup> {
+        self.lookup_as(dir, name, xwhiteouts, |stat| {
+            Node::Path(PathNode::child(dir, name, stat.ino))
+        })
+    }
+
+    /// A name in a tree in which nothing moves.
+    pub(super) fn lookup_lower(
+        &self,
+        dir: &Arc<PathNode>,
+        name: &OsStr,
+        xwhiteouts: bool,
+    ) -> io::Result<LayerLookup> {
+        self.lookup_as(dir, name, xwhiteouts, |stat| {
+            if stat.is_dir() {
+                Node::Path(PathNode::child(dir, name, stat.ino))
+            } else {
+                Node::Child(ChildNode::new(dir, name, stat.ino))
+            }
+        })
+    }
+
+    fn lookup_as(
+        &self,
+        dir: &Arc<PathNode>,
+        name: &OsStr,
+        xwhiteouts: bool,
+        node: impl FnOnce(&Stat) -> Node,
     ) -> io::Result<LayerLookup> {
         if matches!(name.as_bytes(), b"" | b"." | b"..") || name.as_bytes().contains(&b'/') {
             return Err(Errno::INVAL.into());
@@ -176,7 +214,7 @@ impl Tree {
         // Beside anything but a directory a whiteout changes nothing.
         let beside_whiteout = stat.is_dir() && self.has_dot_whiteout(dir, dir_fd, name)?;
         Ok(LayerLookup::Found(Found {
-            node: Node::Path(PathNode::child(dir, name, stat.ino)),
+            node: node(&stat),
             stat,
             beside_whiteout,
         }))

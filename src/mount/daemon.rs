@@ -18,6 +18,7 @@ use super::{private, runtime};
 use crate::sys::daemon::{
     Forked, Inherited, detach_stdio, fork_daemon, how_it_ended, outlive_starter,
 };
+use crate::sys::memory;
 use crate::sys::mount as sys_mount;
 
 /// The kernel reads ahead as far as on a disk that is striped; FUSE's own limit is 128 KiB.
@@ -233,6 +234,10 @@ fn run(
     // Once nobody waits for the mount.
     if let Some(dir) = runtime {
         runtime::sweep_logs(dir);
+    }
+    memory::give_back();
+    if let Err(e) = memory::drop_code() {
+        log::debug!("the code of the start stays in memory: {e}");
     }
     let served = serving
         .join()

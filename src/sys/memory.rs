@@ -1,11 +1,69 @@
 //! The memory of this process.
 #![allow(unsafe_code)]
 
+use std::io;
+
 /// Gives memory that was freed back to the system, where the allocator keeps it.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: the call takes a number, and locks what it looks at by itself.
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+/// Lets go of the pages of program code: most of what ran until now runs only at the start. What runs again is mapped again
+/// from the page cache.
+pub fn drop_code() -> io::Result<()> {
+    for (start, length) in code(&std::fs::read_to_string("/proc/self/maps")?) {
+        // SAFETY: the range is a private mapping of a file that is not writable and holds code, which nothing in this
+        // process changes, so that its pages are the file's own: they come back as they were when they are used next.
+        if unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Start and length of each mapping of a file that can be run and not written, of a `/proc/PID/maps`.
+fn code(maps: &str) -> Vec<(usize, usize)> {
+    let range = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let (range, rights) = (fields.next()?, fields.next()?);
+        let path = fields.nth(3)?;
+        if rights != "r-xp" || !path.starts_with('/') {
+            return None;
+        }
+        let (start, end) = range.split_once('-')?;
+        let start = usize::from_str_radix(start, 16).ok()?;
+        let end = usize::from_str_radix(end, 16).ok()?;
+        Some((start, end.checked_sub(start)?))
+    };
+    maps.lines().filter_map(range).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_code_of_files_is_dropped() {
+        let maps = "\
+55c970a2a000-55c970f15000 r--p 00000000 fe:00 6153088    /usr/bin/acetate
+55c970f15000-55c970f17000 r-xp 004ea000 fe:00 6153088    /usr/bin/acetate
+55c971be4000-55c971be8000 rw-p 01123000 fe:00 6153088    /usr/bin/acetate
+55c971bf4000-55c971bf8000 rwxp 01123000 fe:00 6153088    /usr/bin/acetate
+55c99e181000-55c99e225000 rw-p 00000000 00:00 0          [heap]
+7fb9e4b00000-7fb9e4b01000 r-xp 00000000 00:00 0
+7ffd86541000-7ffd86543000 r-xp 00000000 00:00 0          [vdso]
+";
+        assert_eq!(code(maps), [(0x55c9_70f1_5000, 0x2000)]);
+    }
+
+    #[test]
+    fn the_program_goes_on_without_its_code_in_memory() {
+        drop_code().unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(!code(&maps).is_empty());
     }
 }

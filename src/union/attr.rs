@@ -77,7 +77,7 @@ impl Union {
             (
                 inode.is_dir() && parts > 1,
                 state.dead,
-                state.indexed.clone(),
+                state.indexed().cloned(),
                 state.upper.is_none() && state.dentries.is_empty(),
             )
         };

@@ -69,7 +69,7 @@ impl Copy {
             && match self {
                 _ if !state.metacopy => true,
                 Copy::Meta => true,
-                Copy::Move => is_absolute(state.redirect.as_deref()),
+                Copy::Move => is_absolute(state.redirect()),
                 Copy::Data | Copy::Whole | Copy::NoData => false,
             }
     }
@@ -281,12 +281,12 @@ impl Union {
             begun.keep()
         });
         Ok(self.switch_data(inode, |state| {
-            state.upper = Some(part);
-            state.partial = partial;
+            state.upper = Some(Box::new(part));
+            state.set_partial(partial);
             state.metacopy = metacopy;
-            state.redirect = location.map(OsString::into_boxed_os_str);
+            state.set_redirect(location.map(OsString::into_boxed_os_str));
             state.has_origin = origin.is_some();
-            state.indexed = indexed.map(Box::new);
+            state.set_indexed(indexed);
         }))
     }
 
@@ -379,7 +379,10 @@ impl Union {
             Err(e) if e.raw_os_error().is_some_and(is_no_room) => return Ok(false),
             Err(e) => return Err(e.into()),
         }
-        inode.state.write().redirect = Some(path.into_boxed_os_str());
+        inode
+            .state
+            .write()
+            .set_redirect(Some(path.into_boxed_os_str()));
         Ok(true)
     }
 
@@ -460,7 +463,7 @@ impl Union {
             stats::add(&self.stats.copy_up_partial, 1);
             return Ok(self.switch_data(inode, |state| {
                 state.metacopy = false;
-                state.partial = Some(partial);
+                state.set_partial(Some(partial));
             }));
         }
         let target = upper.open(&part.node, crate::layer::Access::Write)?;
@@ -497,7 +500,7 @@ impl Union {
         self.note_copied_bytes(inode, copied.bytes);
         Ok(self.switch_data(inode, |state| {
             state.metacopy = false;
-            state.redirect = None;
+            state.set_redirect(None);
         }))
     }
 

@@ -243,11 +243,11 @@ impl Union {
             .stack
             .ino(stat.dev, stat.ino, || self.table.dynamic_ino());
         let mut state = State {
-            upper: Some(UpperPart {
+            upper: Some(Box::new(UpperPart {
                 node,
                 real_ino: stat.ino,
                 xwhiteouts: false,
-            }),
+            })),
             ..State::default()
         };
         state.add_name(&parent, parent.shared_name(name));
@@ -380,15 +380,15 @@ impl Union {
         base: NlinkBase,
     ) -> Result<()> {
         upper.set_mark(&part.node, &Mark::Nlink(Some(base.to_text())))?;
-        if let Some(indexed) = inode.state.write().indexed.as_mut() {
+        if let Some(indexed) = inode.state.write().indexed_mut() {
             indexed.nlink = base;
         }
         Ok(())
     }
 
-    fn indexed(inode: &Inode) -> Option<(Box<super::inode::Indexed>, UpperPart)> {
+    fn indexed(inode: &Inode) -> Option<(super::inode::Indexed, UpperPart)> {
         let state = inode.state.read();
-        Some((state.indexed.clone()?, state.upper.clone()?))
+        Some((state.indexed().cloned()?, state.upper.as_deref().cloned()?))
     }
 
     /// Gives an indexed inode its upper entry under a name that only a lower has so far. The number of names does not change.
@@ -443,7 +443,11 @@ impl Union {
         let _ops = dir.ops.lock();
         let (part, nameless, has_origin) = {
             let state = inode.state.read();
-            let part = state.upper.clone().ok_or(Error::Errno(libc::EIO))?;
+            let part = state
+                .upper
+                .as_deref()
+                .cloned()
+                .ok_or(Error::Errno(libc::EIO))?;
             (part, state.dentries.is_empty(), state.has_origin)
         };
         // An unlinked file cannot come back.
@@ -468,7 +472,7 @@ impl Union {
         let kept = parent.shared_name(new_name);
         inode.state.write().add_name(&parent, kept);
         if let Some(listing) = dir.listing.lock().as_mut() {
-            listing.insert_upper(new_name, inode.file_type, inode.ino);
+            listing.insert_upper(new_name, inode.file_type(), inode.ino);
         }
         let stat = upper.stat(&part.node)?;
         self.entry(&FoundInode { inode, stat })
@@ -531,10 +535,10 @@ impl Union {
     pub(crate) fn pin_last(&self, upper: &Upper, inode: &Inode) -> Result<()> {
         let part = {
             let state = inode.state.read();
-            if state.dentries.len() > 1 && state.indexed.is_none() {
+            if state.dentries.len() > 1 && state.indexed().is_none() {
                 return Ok(());
             }
-            state.upper.clone()
+            state.upper.as_deref().cloned()
         };
         if let Some(part) = part {
             upper.pin(&part.node)?;
@@ -555,7 +559,7 @@ impl Union {
             upper.pin(&part.node)?;
         }
         upper.index_remove(&indexed.handle)?;
-        inode.state.write().indexed = None;
+        inode.state.write().set_indexed(None);
         Ok(())
     }
 

@@ -141,7 +141,7 @@ impl Union {
         let upper = state.upper.is_some().then_some(0);
         // Of a file that was copied up whole, nothing below shows any more.
         // Its lower counts as long as it lacks blocks.
-        let partial = state.partial.as_ref().is_some_and(|p| !p.is_done());
+        let partial = state.partial().is_some_and(|p| !p.is_done());
         let whole = upper.is_some() && !inode.is_dir() && !state.metacopy && !partial;
         let lowers = state.lowers.iter().filter(|_| !whole);
         let lowers = lowers.map(|l| base + l.layer as usize);

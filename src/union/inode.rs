@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use smallvec::SmallVec;
 
+use super::few::Few;
 use super::listing::Listing;
 use super::lock::{Rank, Ranked};
 use super::open::NodeOpen;
 use super::partial::Partial;
 use super::types::NodeId;
-use crate::layer::{Node, OverlayHandle};
+use crate::layer::{Node, OverlayHandle, SharedName};
 
 /// A real node in one lower layer.
 #[derive(Clone, Debug)]
@@ -26,14 +26,14 @@ pub(crate) struct LowerRef {
 }
 
 /// Lower parts of an inode, topmost first. A file has one, or two where the topmost is a metacopy and the last its data.
-pub(crate) type Lowers = SmallVec<[LowerRef; 1]>;
+pub(crate) type Lowers = Few<LowerRef>;
 
 /// One name of an inode.
 #[derive(Clone, Debug)]
 pub(crate) struct Dentry {
     pub parent: Arc<Inode>,
     /// Shared with the parent's listing, where that has it.
-    pub name: Arc<OsStr>,
+    pub name: SharedName,
 }
 
 /// The upper part of an inode.
@@ -85,25 +85,29 @@ pub(crate) struct Indexed {
     pub nlink: NlinkBase,
 }
 
-/// The changing part of an inode.
+/// What few inodes have.
+#[derive(Debug, Default)]
+pub(super) struct Rare {
+    partial: Option<Arc<Partial>>,
+    redirect: Option<Box<OsStr>>,
+    indexed: Option<Indexed>,
+}
+
+/// The changing part of an inode. There is one for each file that the kernel knows: what most of them lack lies elsewhere.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     /// The upper part, once there is one.
-    pub upper: Option<UpperPart>,
-    /// The upper file holds attributes only; the data is the last lower's.
-    pub metacopy: bool,
-    /// Only some blocks of the upper file are there; the others are the last lower's.
-    pub partial: Option<Arc<Partial>>,
+    pub upper: Option<Box<UpperPart>>,
     /// Set at birth; never changes.
     pub lowers: Lowers,
     /// Every name that was looked up and not removed since. Directories have at most one.
-    pub dentries: SmallVec<[Dentry; 1]>,
-    /// The redirect recorded on the upper part of a directory or a metacopy file.
-    pub redirect: Option<Box<OsStr>>,
+    pub dentries: Few<Dentry>,
+    /// By way of the methods.
+    pub(super) rare: Option<Box<Rare>>,
+    /// The upper file holds attributes only; the data is the last lower's.
+    pub metacopy: bool,
     /// The upper part has an origin: it was copied up.
     pub has_origin: bool,
-    /// Set for a file that is in the index.
-    pub indexed: Option<Box<Indexed>>,
     /// Directories: the upper part was marked impure when it was found. Set at birth; never changes.
     pub impure: bool,
     /// A removed directory: nothing can be made in it.
@@ -111,6 +115,62 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// Only some blocks of the upper file are there; the others are the last lower's.
+    pub(crate) fn partial(&self) -> Option<&Arc<Partial>> {
+        self.rare.as_ref()?.partial.as_ref()
+    }
+
+    /// See [`State::partial`]; returns what was there, to be dropped without a lock.
+    pub(crate) fn set_partial(&mut self, partial: Option<Arc<Partial>>) -> Option<Arc<Partial>> {
+        self.set_rare(partial, |rare| &mut rare.partial)
+    }
+
+    /// The redirect recorded on the upper part of a directory or a metacopy file.
+    pub(crate) fn redirect(&self) -> Option<&OsStr> {
+        self.rare.as_ref()?.redirect.as_deref()
+    }
+
+    /// See [`State::redirect`].
+    pub(crate) fn set_redirect(&mut self, redirect: Option<Box<OsStr>>) {
+        self.set_rare(redirect, |rare| &mut rare.redirect);
+    }
+
+    /// What is kept of a file that is in the index.
+    pub(crate) fn indexed(&self) -> Option<&Indexed> {
+        self.rare.as_ref()?.indexed.as_ref()
+    }
+
+    /// See [`State::indexed`].
+    pub(crate) fn indexed_mut(&mut self) -> Option<&mut Indexed> {
+        self.rare.as_mut()?.indexed.as_mut()
+    }
+
+    /// See [`State::indexed`].
+    pub(crate) fn set_indexed(&mut self, indexed: Option<Indexed>) {
+        self.set_rare(indexed, |rare| &mut rare.indexed);
+    }
+
+    fn set_rare<T>(
+        &mut self,
+        value: Option<T>,
+        field: impl FnOnce(&mut Rare) -> &mut Option<T>,
+    ) -> Option<T> {
+        if self.rare.is_none() && value.is_none() {
+            return None;
+        }
+        std::mem::replace(field(self.rare.get_or_insert_default()), value)
+    }
+
+    /// Keeps a name once for the union and for the real nodes that have it too.
+    pub(crate) fn share_name(&mut self, name: &SharedName) {
+        if let Some(upper) = &mut self.upper {
+            upper.node.share_name(name);
+        }
+        for lower in self.lowers.iter_mut() {
+            lower.node.share_name(name);
+        }
+    }
+
     pub(crate) fn has_name(&self, parent: &Arc<Inode>, name: &OsStr) -> bool {
         self.dentries
             .iter()
@@ -118,7 +178,7 @@ impl State {
     }
 
     /// `name`: as [`Inode::shared_name`] gives it.
-    pub(crate) fn add_name(&mut self, parent: &Arc<Inode>, name: Arc<OsStr>) {
+    pub(crate) fn add_name(&mut self, parent: &Arc<Inode>, name: SharedName) {
         if !self.has_name(parent, &name) {
             self.dentries.push(Dentry {
                 parent: parent.clone(),
@@ -132,6 +192,9 @@ impl State {
             .retain(|d| !(*d.name == *name && Arc::ptr_eq(&d.parent, parent)));
     }
 }
+
+/// The bits of a mode below those of the type (`S_IFMT`).
+const KIND_SHIFT: u32 = 12;
 
 /// What only a directory has.
 #[derive(Debug)]
@@ -153,10 +216,12 @@ pub(crate) struct DirPart {
 pub(crate) struct Inode {
     /// `st_ino`: constant over copy-up and remount. Immutable.
     pub ino: u64,
-    /// Type bits. Immutable.
-    pub file_type: u32,
     /// The node id that opens are answered on; changed under the lock of `open`.
     pub current: AtomicU64,
+    /// How often the kernel was told the node id that is the inode number. Changed under the lock of the table's part.
+    pub(super) lookups: AtomicU32,
+    /// Type bits, without the zero bits below them. Immutable.
+    kind: u8,
     /// A leaf lock.
     pub state: RwLock<State>,
     /// Held while this inode is copied up.
@@ -180,8 +245,9 @@ impl Inode {
         });
         Inode {
             ino,
-            file_type,
             current: AtomicU64::new(node),
+            lookups: AtomicU32::new(0),
+            kind: (file_type >> KIND_SHIFT) as u8,
             state: RwLock::new(state),
             copy_up: Ranked::new(Rank::CopyUp, ()),
             open: Ranked::new(Rank::Open, None),
@@ -189,21 +255,26 @@ impl Inode {
         }
     }
 
+    /// Type bits.
+    pub(crate) fn file_type(&self) -> u32 {
+        u32::from(self.kind) << KIND_SHIFT
+    }
+
     pub(crate) fn is_dir(&self) -> bool {
-        self.file_type == libc::S_IFDIR
+        self.file_type() == libc::S_IFDIR
     }
 
     pub(crate) fn is_file(&self) -> bool {
-        self.file_type == libc::S_IFREG
+        self.file_type() == libc::S_IFREG
     }
 
     /// A name of this directory to be kept, of which the listing has one copy for all.
-    pub(crate) fn shared_name(&self, name: &OsStr) -> Arc<OsStr> {
+    pub(crate) fn shared_name(&self, name: &OsStr) -> SharedName {
         let listed = self
             .dir
             .as_ref()
             .and_then(|dir| dir.listing.lock().as_ref()?.shared_name(name));
-        listed.unwrap_or_else(|| Arc::from(name))
+        listed.unwrap_or_else(|| SharedName::from(name))
     }
 
     pub(crate) fn current_node(&self) -> NodeId {
@@ -212,16 +283,16 @@ impl Inode {
 
     /// The upper part, if any.
     pub(crate) fn upper(&self) -> Option<UpperPart> {
-        self.state.read().upper.clone()
+        self.state.read().upper.as_deref().cloned()
     }
 
     /// The upper part, where it is only partly there.
     pub(crate) fn partial(&self) -> Option<Arc<Partial>> {
-        let partial = self.state.read().partial.clone()?;
+        let partial = self.state.read().partial().cloned()?;
         if !partial.is_done() {
             return Some(partial);
         }
-        let old = self.state.write().partial.take();
+        let old = self.state.write().set_partial(None);
         drop(old);
         None
     }
@@ -236,10 +307,10 @@ impl Inode {
 impl Drop for Inode {
     fn drop(&mut self) {
         // A deep path hangs on its last inode: dropped by recursion it would overflow the stack.
-        let mut above: Vec<Dentry> = self.state.get_mut().dentries.drain(..).collect();
+        let mut above = std::mem::take(&mut self.state.get_mut().dentries).into_vec();
         while let Some(dentry) = above.pop() {
             if let Some(mut parent) = Arc::into_inner(dentry.parent) {
-                above.extend(parent.state.get_mut().dentries.drain(..));
+                above.append(&mut std::mem::take(&mut parent.state.get_mut().dentries).into_vec());
             }
         }
     }

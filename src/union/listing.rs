@@ -3,12 +3,17 @@
 //! Cookies are given once and never reused while the listing lives, so a reading goes on at the right place
 //! while entries come and go: a new entry gets the next cookie, a removed one leaves a gap. A name that was removed a moment
 //! ago and comes back gets its own again, so that renaming it away and back does not list it twice.
+//!
+//! The entries lie in a row by their cookies, found by name through a table of their positions. What is removed leaves its
+//! place behind; when half of the places are such, the row is made anew.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
 
-use crate::layer::EntryKind;
+use hashbrown::HashTable;
+
+use crate::layer::{EntryKind, SharedName};
 
 /// The cookies of `.` and `..`; entries follow.
 pub(crate) const COOKIE_DOT: u64 = 1;
@@ -18,10 +23,19 @@ pub(crate) const COOKIE_DOTDOT: u64 = 2;
 /// How many removed names keep their cookies.
 const FORMER: usize = 16;
 
+/// A row with so few places is not made anew.
+const COMPACT_ABOVE: usize = 64;
+
+/// The position in no lower part.
+const NOT_LOWER: u16 = u16::MAX;
+
+/// The bits of a mode below those of the type (`S_IFMT`).
+const KIND_SHIFT: u32 = 12;
+
 /// What is known of one name without asking a layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Item {
-    pub name: Arc<OsStr>,
+    pub name: SharedName,
     pub file_type: u32,
     /// `d_ino`, 0 until it is known.
     pub ino: u64,
@@ -40,15 +54,60 @@ pub(crate) enum Known {
     Absent { whiteout: bool },
 }
 
+/// An [`Item`] as it is kept: there is one for each name that is known.
+#[derive(Debug)]
+struct Place {
+    cookie: u64,
+    ino: u64,
+    /// `None`: removed.
+    name: Option<SharedName>,
+    /// Or [`NOT_LOWER`].
+    lower: u16,
+    /// The type bits, shifted.
+    kind: u8,
+    upper: bool,
+}
+
+impl Place {
+    fn item(&self) -> Option<Item> {
+        Some(Item {
+            name: self.name.clone()?,
+            file_type: self.file_type(),
+            ino: self.ino,
+            upper: self.upper,
+            lower: (self.lower != NOT_LOWER).then_some(self.lower),
+        })
+    }
+
+    fn file_type(&self) -> u32 {
+        u32::from(self.kind) << KIND_SHIFT
+    }
+
+    fn set_file_type(&mut self, file_type: u32) {
+        self.kind = (file_type >> KIND_SHIFT) as u8;
+    }
+
+    fn is_named(&self, name: &OsStr) -> bool {
+        self.name.as_deref() == Some(name)
+    }
+
+    fn subdirs(&self) -> u32 {
+        u32::from(self.file_type() == libc::S_IFDIR)
+    }
+}
+
 /// The merged entries of one directory.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
-    by_name: HashMap<Arc<OsStr>, u64>,
-    by_cookie: BTreeMap<u64, Item>,
+    /// By ascending cookies.
+    places: Vec<Place>,
+    /// Positions in `places`, by name; as many as there are entries.
+    by_name: HashTable<u32>,
+    hasher: RandomState,
     /// Names that the upper whites out.
-    whiteouts: HashMap<Arc<OsStr>, ()>,
+    whiteouts: HashSet<SharedName>,
     /// Names that were removed last, with their cookies; the oldest first.
-    former: VecDeque<(Arc<OsStr>, u64)>,
+    former: VecDeque<(SharedName, u64)>,
     next_cookie: u64,
     subdirs: u32,
 }
@@ -61,24 +120,34 @@ impl Listing {
         }
     }
 
+    fn position(&self, name: &OsStr) -> Option<usize> {
+        let places = &self.places;
+        let is_it = |&at: &u32| places[at as usize].is_named(name);
+        let at = self.by_name.find(self.hasher.hash_one(name), is_it)?;
+        Some(*at as usize)
+    }
+
+    fn place_mut(&mut self, name: &OsStr) -> Option<&mut Place> {
+        let at = self.position(name)?;
+        self.places.get_mut(at)
+    }
+
     pub(crate) fn get(&self, name: &OsStr) -> Known {
-        match self.by_name.get(name).and_then(|c| self.by_cookie.get(c)) {
-            Some(item) => Known::Item(item.clone()),
+        match self.position(name).and_then(|at| self.places[at].item()) {
+            Some(item) => Known::Item(item),
             None => Known::Absent {
-                whiteout: self.whiteouts.contains_key(name),
+                whiteout: self.whiteouts.contains(name),
             },
         }
     }
 
     /// The name as it is kept here, to be shared.
-    pub(crate) fn shared_name(&self, name: &OsStr) -> Option<Arc<OsStr>> {
-        self.by_name
-            .get_key_value(name)
-            .map(|(kept, _)| kept.clone())
+    pub(crate) fn shared_name(&self, name: &OsStr) -> Option<SharedName> {
+        self.places[self.position(name)?].name.clone()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.by_cookie.is_empty()
+        self.by_name.is_empty()
     }
 
     /// How many of the entries are directories.
@@ -88,11 +157,17 @@ impl Listing {
 
     /// Up to `max` entries after a cookie.
     pub(crate) fn batch_after(&self, cookie: u64, max: usize) -> Vec<(u64, Item)> {
-        self.by_cookie
-            .range(cookie + 1..)
+        let from = self.places.partition_point(|place| place.cookie <= cookie);
+        self.places[from..]
+            .iter()
+            .filter_map(|place| Some((place.cookie, place.item()?)))
             .take(max)
-            .map(|(&c, item)| (c, item.clone()))
             .collect()
+    }
+
+    /// All that there is has been loaded: takes no more room than that.
+    pub(crate) fn loaded(&mut self) {
+        self.places.shrink_to_fit();
     }
 
     /// Merges an entry of the upper (while loading: before the lowers).
@@ -100,7 +175,7 @@ impl Listing {
     pub(crate) fn load_upper(&mut self, name: &OsStr, kind: EntryKind, ino: u64) {
         match kind {
             EntryKind::Whiteout => {
-                self.whiteouts.insert(Arc::from(name), ());
+                self.whiteouts.insert(SharedName::from(name));
             }
             EntryKind::Node(file_type) => self.insert_upper(name, file_type, ino),
         }
@@ -109,20 +184,17 @@ impl Listing {
     /// The upper now has an entry of this name, new or in place of what was there.
     pub(crate) fn insert_upper(&mut self, name: &OsStr, file_type: u32, ino: u64) {
         self.whiteouts.remove(name);
-        if let Some(item) = self
-            .by_name
-            .get(name)
-            .and_then(|c| self.by_cookie.get_mut(c))
-        {
-            self.subdirs -= u32::from(item.file_type == libc::S_IFDIR);
-            self.subdirs += u32::from(file_type == libc::S_IFDIR);
-            item.file_type = file_type;
-            item.ino = ino;
-            item.upper = true;
+        if let Some(place) = self.place_mut(name) {
+            let before = place.subdirs();
+            place.set_file_type(file_type);
+            place.ino = ino;
+            place.upper = true;
+            let after = place.subdirs();
+            self.subdirs = self.subdirs - before + after;
             return;
         }
         self.push(Item {
-            name: Arc::from(name),
+            name: SharedName::from(name),
             file_type,
             ino,
             upper: true,
@@ -132,84 +204,130 @@ impl Listing {
 
     fn push(&mut self, item: Item) {
         let former = self.former.iter().position(|(name, _)| *name == item.name);
-        let cookie = match former.and_then(|at| self.former.remove(at)) {
-            Some((_, cookie)) => cookie,
+        let former = former.and_then(|at| self.former.remove(at));
+        // The place of a name that comes back is still there: those of former names are kept.
+        let kept = former.and_then(|(_, cookie)| {
+            let at = self.places.binary_search_by_key(&cookie, |p| p.cookie);
+            at.ok()
+        });
+        let hash = self.hasher.hash_one(&*item.name);
+        let mut place = Place {
+            cookie: self.next_cookie,
+            ino: item.ino,
+            name: Some(item.name),
+            lower: item.lower.unwrap_or(NOT_LOWER),
+            kind: 0,
+            upper: item.upper,
+        };
+        place.set_file_type(item.file_type);
+        self.subdirs += place.subdirs();
+        let at = match kept {
+            Some(at) => {
+                place.cookie = self.places[at].cookie;
+                self.places[at] = place;
+                at
+            }
             None => {
                 self.next_cookie += 1;
-                self.next_cookie - 1
+                self.places.push(place);
+                self.places.len() - 1
             }
         };
-        self.subdirs += u32::from(item.file_type == libc::S_IFDIR);
-        self.by_name.insert(item.name.clone(), cookie);
-        self.by_cookie.insert(cookie, item);
+        self.index(hash, at);
+    }
+
+    fn index(&mut self, hash: u64, at: usize) {
+        let (places, hasher) = (&self.places, &self.hasher);
+        self.by_name.insert_unique(hash, at as u32, |&at| {
+            places[at as usize]
+                .name
+                .as_deref()
+                .map_or(0, |name| hasher.hash_one(name))
+        });
     }
 
     /// Merges a node of the lower part at position `at` (while loading: topmost first).
     pub(crate) fn load_lower(&mut self, name: &OsStr, file_type: u32, ino: u64, at: u16) {
-        if self.whiteouts.contains_key(name) {
+        if self.whiteouts.contains(name) {
             return;
         }
-        match self
-            .by_name
-            .get(name)
-            .and_then(|c| self.by_cookie.get_mut(c))
-        {
-            Some(item) => {
-                if item.lower.is_none() {
-                    item.lower = Some(at);
-                    if item.upper && item.file_type == libc::S_IFDIR {
-                        // A merged directory has its lower's number, unless something ends the merge.
-                        item.ino = 0;
-                    }
+        if let Some(place) = self.place_mut(name) {
+            if place.lower == NOT_LOWER {
+                place.lower = at;
+                if place.upper && place.file_type() == libc::S_IFDIR {
+                    // A merged directory has its lower's number, unless something ends the merge.
+                    place.ino = 0;
                 }
             }
-            None => self.push(Item {
-                name: Arc::from(name),
-                file_type,
-                ino,
-                upper: false,
-                lower: Some(at),
-            }),
+            return;
         }
+        self.push(Item {
+            name: SharedName::from(name),
+            file_type,
+            ino,
+            upper: false,
+            lower: Some(at),
+        });
     }
 
     /// The entry is gone; `whiteout`: the upper now hides what the lowers have.
     pub(crate) fn remove(&mut self, name: &OsStr, whiteout: bool) {
-        if let Some(cookie) = self.by_name.remove(name)
-            && let Some(item) = self.by_cookie.remove(&cookie)
-        {
-            self.subdirs -= u32::from(item.file_type == libc::S_IFDIR);
-            if self.former.len() == FORMER {
-                self.former.pop_front();
-            }
-            self.former.push_back((item.name, cookie));
-        }
+        self.take_out(name);
         if whiteout {
-            self.whiteouts.insert(Arc::from(name), ());
+            self.whiteouts.insert(SharedName::from(name));
         } else {
             self.whiteouts.remove(name);
         }
     }
 
+    fn take_out(&mut self, name: &OsStr) {
+        let (places, hash) = (&mut self.places, self.hasher.hash_one(name));
+        let found = (self.by_name).find_entry(hash, |&at| places[at as usize].is_named(name));
+        let Ok(entry) = found else {
+            return;
+        };
+        let (at, _) = entry.remove();
+        let place = &mut places[at as usize];
+        self.subdirs -= place.subdirs();
+        let cookie = place.cookie;
+        if let Some(name) = place.name.take() {
+            if self.former.len() == FORMER {
+                self.former.pop_front();
+            }
+            self.former.push_back((name, cookie));
+        }
+        if self.places.len() > COMPACT_ABOVE && self.by_name.len() < self.places.len() / 2 {
+            self.compact();
+        }
+    }
+
+    /// Drops the places of names that are gone and not remembered.
+    fn compact(&mut self) {
+        let former = &self.former;
+        self.places.retain(|place| {
+            place.name.is_some() || former.iter().any(|&(_, cookie)| cookie == place.cookie)
+        });
+        self.places.shrink_to(2 * self.places.len());
+        self.by_name = HashTable::with_capacity(self.by_name.len());
+        for at in 0..self.places.len() {
+            let name = self.places[at].name.as_deref();
+            if let Some(hash) = name.map(|name| self.hasher.hash_one(name)) {
+                self.index(hash, at);
+            }
+        }
+    }
+
     /// The `d_ino` of a name has become known.
     pub(crate) fn set_ino(&mut self, name: &OsStr, ino: u64) {
-        if let Some(item) = self
-            .by_name
-            .get(name)
-            .and_then(|c| self.by_cookie.get_mut(c))
-        {
-            item.ino = ino;
+        if let Some(place) = self.place_mut(name) {
+            place.ino = ino;
         }
     }
 
     /// A copy-up made an upper entry of a lower one; its identity stays.
     pub(crate) fn mark_upper(&mut self, name: &OsStr) {
-        if let Some(item) = self
-            .by_name
-            .get(name)
-            .and_then(|c| self.by_cookie.get_mut(c))
-        {
-            item.upper = true;
+        if let Some(place) = self.place_mut(name) {
+            place.upper = true;
         }
     }
 }
@@ -266,7 +384,10 @@ mod tests {
             .into_iter()
             .map(|(_, i)| i.name)
             .collect();
-        assert_eq!(rest, [Arc::from(name("c")), Arc::from(name("d"))]);
+        assert_eq!(
+            rest,
+            [SharedName::from(name("c")), SharedName::from(name("d"))]
+        );
     }
 
     #[test]
@@ -279,5 +400,36 @@ mod tests {
         }
         assert_eq!(l.former.len(), FORMER);
         assert!(l.is_empty());
+    }
+
+    #[test]
+    fn a_row_of_gaps_is_made_anew() {
+        let mut l = Listing::new();
+        let names: Vec<String> = (0..1000).map(|i| format!("n{i}")).collect();
+        for n in &names {
+            l.insert_upper(name(n), libc::S_IFDIR, 1);
+        }
+        let (middle, _) = l.batch_after(COOKIE_DOTDOT, 500)[499];
+        for (i, n) in names.iter().enumerate() {
+            if i % 10 != 0 {
+                l.remove(name(n), false);
+            }
+        }
+        assert!(l.places.len() < 300, "{} places", l.places.len());
+        assert_eq!(l.subdirs(), 100);
+        for (i, n) in names.iter().enumerate() {
+            let found = matches!(l.get(name(n)), Known::Item(item) if *item.name == *name(n));
+            assert_eq!(found, i % 10 == 0, "{n}");
+        }
+        // A reading that was under way goes on where it was.
+        let rest = l.batch_after(middle, 1000);
+        assert_eq!(rest.len(), 50);
+        assert_eq!(*rest[0].1.name, *name("n500"));
+        // The last ones that were removed come back to their places.
+        l.insert_upper(name("n999"), libc::S_IFREG, 7);
+        l.insert_upper(name("n997"), libc::S_IFREG, 7);
+        let rest: Vec<_> = l.batch_after(rest[49].0, 10);
+        let rest: Vec<_> = rest.iter().map(|(_, item)| &*item.name).collect();
+        assert_eq!(rest, [name("n997"), name("n999")]);
     }
 }

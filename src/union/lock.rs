@@ -33,7 +33,14 @@ mod check {
         static HELD: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
     }
 
-    pub(super) fn acquire(rank: Rank) {
+    /// What a lock keeps of its rank.
+    pub(super) type Kept = Rank;
+
+    pub(super) fn keep(rank: Rank) -> Kept {
+        rank
+    }
+
+    pub(super) fn acquire(rank: Kept) {
         HELD.with(|held| {
             let mut held = held.borrow_mut();
             // Directory locks are taken several at a time, ordered among themselves by their takers.
@@ -48,7 +55,7 @@ mod check {
         });
     }
 
-    pub(super) fn release(rank: Rank) {
+    pub(super) fn release(rank: Kept) {
         HELD.with(|held| {
             let mut held = held.borrow_mut();
             if let Some(at) = held.iter().rposition(|&h| h == rank) {
@@ -61,23 +68,27 @@ mod check {
 #[cfg(not(debug_assertions))]
 mod check {
     use super::Rank;
+    /// Nothing: every inode has some of these locks.
+    pub(super) type Kept = ();
     #[inline]
-    pub(super) fn acquire(_: Rank) {}
+    pub(super) fn keep(_: Rank) -> Kept {}
     #[inline]
-    pub(super) fn release(_: Rank) {}
+    pub(super) fn acquire((): Kept) {}
+    #[inline]
+    pub(super) fn release((): Kept) {}
 }
 
 /// A mutex with a place in the order.
 #[derive(Debug)]
 pub(crate) struct Ranked<T> {
-    rank: Rank,
+    rank: check::Kept,
     inner: Mutex<T>,
 }
 
 impl<T> Ranked<T> {
     pub(crate) fn new(rank: Rank, value: T) -> Self {
         Ranked {
-            rank,
+            rank: check::keep(rank),
             inner: Mutex::new(value),
         }
     }
@@ -112,7 +123,7 @@ const IMPATIENCE: Duration = Duration::from_millis(50);
 
 /// Holds a [`Ranked`] lock.
 pub(crate) struct RankedGuard<'a, T> {
-    rank: Rank,
+    rank: check::Kept,
     inner: MutexGuard<'a, T>,
 }
 

@@ -17,6 +17,7 @@ mod copy_up;
 mod dir;
 pub mod error;
 mod explain;
+mod few;
 mod file;
 pub mod idmap;
 mod inode;
@@ -123,10 +124,12 @@ impl Union {
         let state = State {
             lowers: parts.lowers,
             impure: parts.upper.as_ref().is_some_and(|u| u.marks.impure),
-            upper: parts.upper.map(|u| UpperPart {
-                real_ino: u.stat.ino,
-                xwhiteouts: u.marks.opaque == Opaque::XWhiteouts,
-                node: u.node,
+            upper: parts.upper.map(|u| {
+                Box::new(UpperPart {
+                    real_ino: u.stat.ino,
+                    xwhiteouts: u.marks.opaque == Opaque::XWhiteouts,
+                    node: u.node,
+                })
             }),
             ..State::default()
         };
@@ -452,12 +455,12 @@ impl Union {
     pub fn may_wait(&self, handle: HandleId) -> bool {
         self.handles
             .get(handle)
-            .is_ok_and(|handle| handle.inode.state.read().partial.is_some())
+            .is_ok_and(|handle| handle.inode.state.read().partial().is_some())
     }
 
     fn do_readlink(&self, node: NodeId) -> Result<OsString> {
         let inode = self.table.get(node)?;
-        if inode.file_type != libc::S_IFLNK {
+        if inode.file_type() != libc::S_IFLNK {
             return Err(Error::Errno(libc::EINVAL));
         }
         let (layer, at) = self.top(&inode)?;

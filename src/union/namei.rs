@@ -90,7 +90,7 @@ impl Union {
     pub(crate) fn parts(inode: &Inode) -> DirParts {
         let state = inode.state.read();
         DirParts {
-            upper: state.upper.clone(),
+            upper: state.upper.as_deref().cloned(),
             lowers: state.lowers.clone(),
         }
     }
@@ -236,6 +236,7 @@ impl Union {
             hidden.extend(whiteouts);
         }
         if !too_many {
+            listing.loaded();
             *dir.listing.lock() = Some(listing);
         }
         Ok(())
@@ -264,10 +265,9 @@ impl Union {
         let upper_ino = resolved.upper.as_ref().map(|u| u.stat.ino);
         let upper_node = resolved.upper.as_ref().map(|u| u.node.clone());
         let mut ino = identity.ino;
-        let mut state = Some(State {
-            partial,
-            ..self.new_state(parent, name, resolved, identity.indexed)
-        });
+        let mut state = self.new_state(parent, name, resolved, identity.indexed);
+        state.set_partial(partial);
+        let mut state = Some(state);
         loop {
             let (inode, new) = self.table.find_or_insert(ino, |node| {
                 Inode::new(
@@ -317,7 +317,7 @@ impl Union {
 
     /// Whether an inode in the table is the one that was found.
     fn same_file(&self, inode: &Arc<Inode>, stat: &Stat, upper_ino: Option<u64>) -> bool {
-        if inode.file_type != stat.file_type() {
+        if inode.file_type() != stat.file_type() {
             return false;
         }
         let known = |inode: &Inode| inode.upper().map(|u| u.real_ino);
@@ -344,20 +344,22 @@ impl Union {
         let mut state = State {
             lowers: resolved.lowers,
             metacopy: resolved.metacopy && resolved.upper.is_some(),
-            indexed: indexed.map(Box::new),
             ..State::default()
         };
+        state.set_indexed(indexed);
         if let Some(upper) = resolved.upper {
-            state.redirect = upper.marks.redirect.map(OsString::into_boxed_os_str);
+            state.set_redirect(upper.marks.redirect.map(OsString::into_boxed_os_str));
             state.has_origin = upper.marks.origin.is_some();
             state.impure = upper.marks.impure;
-            state.upper = Some(UpperPart {
+            state.upper = Some(Box::new(UpperPart {
                 xwhiteouts: upper.marks.opaque == Opaque::XWhiteouts,
                 real_ino: upper.stat.ino,
                 node: upper.node,
-            });
+            }));
         }
-        state.add_name(parent, parent.shared_name(name));
+        let name = parent.shared_name(name);
+        state.share_name(&name);
+        state.add_name(parent, name);
         state
     }
 
@@ -487,7 +489,10 @@ impl Union {
     pub(crate) fn stat(&self, inode: &Inode) -> Result<Stat> {
         let (upper, lower) = {
             let state = inode.state.read();
-            (state.upper.clone(), state.lowers.first().cloned())
+            (
+                state.upper.as_deref().cloned(),
+                state.lowers.first().cloned(),
+            )
         };
         match (upper, lower) {
             (Some(part), _) => match inode.partial() {
@@ -510,7 +515,10 @@ impl Union {
     pub(crate) fn top(&self, inode: &Inode) -> Result<(Arc<dyn Layer>, crate::layer::Node)> {
         let (upper, lower): (Option<UpperPart>, Option<LowerRef>) = {
             let state = inode.state.read();
-            (state.upper.clone(), state.lowers.first().cloned())
+            (
+                state.upper.as_deref().cloned(),
+                state.lowers.first().cloned(),
+            )
         };
         match (upper, lower) {
             (Some(part), _) => {

@@ -73,7 +73,7 @@ impl Union {
                 DirEntry {
                     name: &item.name,
                     ino: found.inode.ino,
-                    file_type: found.inode.file_type,
+                    file_type: found.inode.file_type(),
                     cookie,
                 },
                 Some(&entry),

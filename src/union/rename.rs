@@ -243,10 +243,10 @@ impl Union {
             state.add_name(from.parent, from_name);
         }
         if let Some(listing) = Self::dir_part(from.parent)?.listing.lock().as_mut() {
-            listing.insert_upper(from.name, target.file_type, target.ino);
+            listing.insert_upper(from.name, target.file_type(), target.ino);
         }
         if let Some(listing) = Self::dir_part(to.parent)?.listing.lock().as_mut() {
-            listing.insert_upper(to.name, inode.file_type, inode.ino);
+            listing.insert_upper(to.name, inode.file_type(), inode.ino);
         }
         Ok(())
     }
@@ -266,7 +266,7 @@ impl Union {
         end: &End<'_>,
         at: &mut At,
     ) -> Result<()> {
-        if !at.upper && !inode.is_dir() && inode.state.read().indexed.is_some() {
+        if !at.upper && !inode.is_dir() && inode.state.read().indexed().is_some() {
             self.link_up_locked(upper, inode, end.parent, end.name)?;
             at.upper = true;
         }
@@ -285,7 +285,7 @@ impl Union {
             listing.remove(from.name, whiteout);
         }
         if let Some(listing) = Self::dir_part(to.parent)?.listing.lock().as_mut() {
-            listing.insert_upper(to.name, inode.file_type, inode.ino);
+            listing.insert_upper(to.name, inode.file_type(), inode.ino);
         }
         Ok(())
     }
@@ -302,7 +302,10 @@ impl Union {
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
         let (has_lowers, redirect) = {
             let state = inode.state.read();
-            (!state.lowers.is_empty(), state.redirect.clone())
+            (
+                !state.lowers.is_empty(),
+                state.redirect().map(OsStr::to_owned),
+            )
         };
         if !has_lowers {
             if !to.parent.state.read().lowers.is_empty() {
@@ -323,7 +326,10 @@ impl Union {
             })?,
         };
         upper.set_mark(&part.node, &Mark::Redirect(Some(path.clone())))?;
-        inode.state.write().redirect = Some(path.into_boxed_os_str());
+        inode
+            .state
+            .write()
+            .set_redirect(Some(path.into_boxed_os_str()));
         Ok(())
     }
 
@@ -332,7 +338,10 @@ impl Union {
         let mut parts: Vec<OsString> = Vec::new();
         let mut next = {
             let state = inode.state.read();
-            (state.redirect.clone(), state.dentries.first().cloned())
+            (
+                state.redirect().map(OsStr::to_owned),
+                state.dentries.first().cloned(),
+            )
         };
         let mut prefix = Vec::new();
         while let (redirect, Some(dentry)) = next {
@@ -341,11 +350,14 @@ impl Union {
                     prefix = path.as_bytes().to_vec();
                     break;
                 }
-                Some(name) => parts.push(name.into_os_string()),
+                Some(name) => parts.push(name),
                 None => parts.push(dentry.name.to_os_string()),
             }
             let state = dentry.parent.state.read();
-            next = (state.redirect.clone(), state.dentries.first().cloned());
+            next = (
+                state.redirect().map(OsStr::to_owned),
+                state.dentries.first().cloned(),
+            );
         }
         if parts.is_empty() && prefix.is_empty() {
             return None;

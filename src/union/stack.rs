@@ -9,7 +9,6 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use smallvec::SmallVec;
 
 use super::error::{Error, Result};
 use super::inode::{LowerRef, Lowers, UpperPart};
@@ -257,7 +256,7 @@ impl Stack {
         let mut target = Target::Name(name.to_owned());
         let mut out = Resolved {
             upper: None,
-            lowers: SmallVec::new(),
+            lowers: Lowers::new(),
             lower_stat: None,
             metacopy: false,
         };
@@ -535,13 +534,13 @@ impl Stack {
     pub(crate) fn data_at(&self, path: &OsStr) -> Result<Option<Stat>> {
         let mut out = Resolved {
             upper: None,
-            lowers: SmallVec::new(),
+            lowers: Lowers::new(),
             lower_stat: None,
             metacopy: false,
         };
         let nowhere = DirParts {
             upper: None,
-            lowers: SmallVec::new(),
+            lowers: Lowers::new(),
         };
         let target = Target::Path(split(path.as_bytes())?);
         self.resolve_lowers(&nowhere, target, None, true, &mut out)?;

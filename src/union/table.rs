@@ -2,11 +2,14 @@
 //!
 //! An entry holds its inode strongly while the kernel has lookups of it. After the last forget the entry stays weak as
 //! long as someone else (a child's dentry, an open handle) holds the inode, so that a new lookup finds the same one.
+//! Nearly all of them are inodes that the kernel knows by their own number; those take no more room here than a pointer.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
+use hashbrown::HashTable;
 use parking_lot::{Mutex, RwLock};
 
 use super::error::{Error, Result};
@@ -44,8 +47,12 @@ struct NodeEntry {
 
 #[derive(Debug, Default)]
 struct Shard {
-    nodes: HashMap<NodeId, NodeEntry>,
+    /// The inodes that the kernel knows by a node id which is their inode number. How often, they tell themselves.
+    own: HashTable<Arc<Inode>>,
+    /// All other nodes: what the kernel was not told of yet or has forgotten, and what has another node id.
+    others: HashMap<NodeId, NodeEntry>,
     weak: usize,
+    hasher: RandomState,
 }
 
 /// The inode table. All its locks are leaves.
@@ -84,10 +91,7 @@ impl Table {
     }
 
     fn find(&self, node: NodeId) -> Option<Arc<Inode>> {
-        match &self.shard(node).lock().nodes.get(&node)?.held {
-            Held::Strong(inode) => Some(inode.clone()),
-            Held::Weak(inode) => inode.upgrade(),
-        }
+        self.shard(node).lock().find(node)
     }
 
     /// The node id that an inode number has at present.
@@ -111,18 +115,12 @@ impl Table {
     ) -> (Arc<Inode>, bool) {
         let node = self.node_of(ino);
         let mut shard = self.shard(node).lock();
-        if let Some(entry) = shard.nodes.get(&node) {
-            let live = match &entry.held {
-                Held::Strong(inode) => Some(inode.clone()),
-                Held::Weak(inode) => inode.upgrade(),
-            };
-            if let Some(inode) = live {
-                return (inode, false);
-            }
+        if let Some(inode) = shard.find(node) {
+            return (inode, false);
         }
         let inode = Arc::new(make(node));
         shard.weak += 1;
-        shard.nodes.insert(
+        shard.others.insert(
             node,
             NodeEntry {
                 held: Held::Weak(Arc::downgrade(&inode)),
@@ -138,7 +136,11 @@ impl Table {
     /// Counts one more lookup of a node that was told to the kernel.
     pub(crate) fn acquire(&self, node: NodeId, inode: &Arc<Inode>) {
         let mut shard = self.shard(node).lock();
-        let entry = shard.nodes.entry(node).or_insert_with(|| NodeEntry {
+        if node == inode.ino {
+            shard.acquire_own(inode);
+            return;
+        }
+        let entry = shard.others.entry(node).or_insert_with(|| NodeEntry {
             held: Held::Strong(inode.clone()),
             lookups: 0,
         });
@@ -152,7 +154,11 @@ impl Table {
     /// The kernel gives back lookups; returns the inode when this node has none left.
     pub(crate) fn forget(&self, node: NodeId, count: u64) -> Option<Arc<Inode>> {
         let mut shard = self.shard(node).lock();
-        let entry = shard.nodes.get_mut(&node)?;
+        if let Some(own) = shard.find_own(node) {
+            let left = forgotten(own, count);
+            return (left == 0).then(|| shard.release_own(node)).flatten();
+        }
+        let entry = shard.others.get_mut(&node)?;
         entry.lookups = entry.lookups.saturating_sub(count);
         if entry.lookups > 0 {
             return None;
@@ -163,7 +169,7 @@ impl Table {
         let inode = inode.clone();
         // One here, one in the entry: nobody else.
         if Arc::strong_count(&inode) == 2 {
-            shard.nodes.remove(&node);
+            shard.others.remove(&node);
             shard.shrink();
             drop(shard);
             if node != inode.ino && inode.current_node() == node {
@@ -182,7 +188,7 @@ impl Table {
         {
             let mut shard = self.shard(node).lock();
             shard.weak += 1;
-            shard.nodes.insert(
+            shard.others.insert(
                 node,
                 NodeEntry {
                     held: Held::Weak(Arc::downgrade(inode)),
@@ -226,7 +232,8 @@ impl Table {
             .iter()
             .map(|s| {
                 let shard = s.lock();
-                shard.nodes.values().filter(|e| e.lookups > 0).count() as u64
+                let others = shard.others.values().filter(|e| e.lookups > 0).count();
+                (shard.own.len() + others) as u64
             })
             .sum()
     }
@@ -234,18 +241,91 @@ impl Table {
     /// Lets go of everything.
     pub(crate) fn clear(&self) {
         for shard in &self.shards {
-            let nodes = std::mem::take(&mut shard.lock().nodes);
+            let nodes = std::mem::take(&mut *shard.lock());
             drop(nodes);
         }
     }
 }
 
+/// Takes lookups of its own node id from an inode, whose shard is locked; how many are left. A count that has come to its
+/// end means more than it can tell, and stays.
+fn forgotten(inode: &Inode, count: u64) -> u32 {
+    let before = inode.lookups.load(Ordering::Relaxed);
+    if before == u32::MAX {
+        return before;
+    }
+    let left = before.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
+    inode.lookups.store(left, Ordering::Relaxed);
+    left
+}
+
 impl Shard {
+    fn find_own(&self, node: NodeId) -> Option<&Arc<Inode>> {
+        self.own
+            .find(self.hasher.hash_one(node), |inode| inode.ino == node)
+    }
+
+    fn find(&self, node: NodeId) -> Option<Arc<Inode>> {
+        if let Some(inode) = self.find_own(node) {
+            return Some(inode.clone());
+        }
+        match &self.others.get(&node)?.held {
+            Held::Strong(inode) => Some(inode.clone()),
+            Held::Weak(inode) => inode.upgrade(),
+        }
+    }
+
+    /// One more lookup of an inode by its own number.
+    fn acquire_own(&mut self, inode: &Arc<Inode>) {
+        if let Some(known) = self.find_own(inode.ino) {
+            let lookups = known.lookups.load(Ordering::Relaxed);
+            known
+                .lookups
+                .store(lookups.saturating_add(1), Ordering::Relaxed);
+            return;
+        }
+        if self.others.remove(&inode.ino).is_some() {
+            self.weak = self.weak.saturating_sub(1);
+        }
+        inode.lookups.store(1, Ordering::Relaxed);
+        let hasher = &self.hasher;
+        self.own
+            .insert_unique(hasher.hash_one(inode.ino), inode.clone(), |inode| {
+                hasher.hash_one(inode.ino)
+            });
+    }
+
+    /// The kernel knows an inode by its own number no more.
+    fn release_own(&mut self, node: NodeId) -> Option<Arc<Inode>> {
+        let hash = self.hasher.hash_one(node);
+        let found = self.own.find_entry(hash, |inode| inode.ino == node);
+        let (inode, _) = found.ok()?.remove();
+        // Or else nobody has it but who asked.
+        if Arc::strong_count(&inode) > 1 {
+            self.weak += 1;
+            self.others.insert(
+                node,
+                NodeEntry {
+                    held: Held::Weak(Arc::downgrade(&inode)),
+                    lookups: 0,
+                },
+            );
+        }
+        self.shrink();
+        Some(inode)
+    }
+
     /// Takes no more room than four times what is needed.
     fn shrink(&mut self) {
-        let (len, capacity) = (self.nodes.len(), self.nodes.capacity());
+        let (len, capacity) = (self.own.len(), self.own.capacity());
         if capacity > SHRINK_ABOVE && len < capacity / 4 {
-            self.nodes.shrink_to(capacity / 2);
+            let hasher = &self.hasher;
+            self.own
+                .shrink_to(capacity / 2, |inode| hasher.hash_one(inode.ino));
+        }
+        let (len, capacity) = (self.others.len(), self.others.capacity());
+        if capacity > SHRINK_ABOVE && len < capacity / 4 {
+            self.others.shrink_to(capacity / 2);
         }
     }
 
@@ -255,14 +335,14 @@ impl Shard {
             return Vec::new();
         }
         let gone: Vec<NodeId> = self
-            .nodes
+            .others
             .iter()
             .filter(|(_, e)| matches!(&e.held, Held::Weak(w) if w.strong_count() == 0))
             .map(|(&node, _)| node)
             .collect();
         let entries = gone
             .into_iter()
-            .filter_map(|node| self.nodes.remove(&node))
+            .filter_map(|node| self.others.remove(&node))
             .collect();
         // What is still weak is counted anew from half, so that a shard full of live weak entries is not searched at
         // every insertion.

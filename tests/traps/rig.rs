@@ -63,7 +63,7 @@ pub fn set_times(path: &Path, atime: i64, mtime: i64) {
 impl Rig {
     /// Builds the lower layer by `build` and mounts it under an empty upper.
     pub fn new(name: &str, options: &str, build: impl FnOnce(&Path)) -> Rig {
-        let limit = Watchdog::new(name, Duration::from_secs(60));
+        let limit = Watchdog::new(name, Duration::from_secs(180));
         let scratch = Scratch::new(name);
         let (lower, upper, work) = (
             scratch.dir("lower"),

@@ -87,7 +87,7 @@ pub(crate) fn write_stack<W: Write>(layers: &[PathBuf], output: W) -> Result<W, 
 fn dir_fd(node: &Node) -> std::io::Result<Arc<OwnedFd>> {
     match node {
         Node::Path(path) => path.dir_fd(),
-        Node::Index(_) => Err(std::io::ErrorKind::Unsupported.into()),
+        Node::Child(_) | Node::Index(_) => Err(std::io::ErrorKind::Unsupported.into()),
     }
 }
 

@@ -278,7 +278,7 @@ fn number(node: &Node) -> io::Result<u32> {
         Node::Index(number) => {
             u32::try_from(*number).map_err(|_| io::Error::from_raw_os_error(libc::EXDEV))
         }
-        Node::Path(_) => Err(io::Error::from_raw_os_error(libc::EXDEV)),
+        Node::Path(_) | Node::Child(_) => Err(io::Error::from_raw_os_error(libc::EXDEV)),
     }
 }
 
