@@ -180,13 +180,20 @@ fn dispatch(words: &[OsString]) -> Result<(), CliError> {
             _ => break,
         };
     }
-    let subcommand = rest.get(at).is_some_and(|first| {
-        Cli::command()
-            .get_subcommands()
-            .any(|known| OsStr::new(known.get_name()) == first)
-    });
-    if !subcommand && program::is_meant(rest) {
+    let is_subcommand = || {
+        rest.get(at).is_some_and(|first| {
+            Cli::command()
+                .get_subcommands()
+                .any(|known| OsStr::new(known.get_name()) == first)
+        })
+    };
+    // In this order: putting all commands together takes longer than most of them.
+    if program::is_meant(rest) && !is_subcommand() {
         return program::run(rest, program::CalledBy::Program);
+    }
+    if let Some(id) = container::monitored(&rest[at.min(rest.len())..]) {
+        let root = rest.get(1).filter(|_| at == 2).map(PathBuf::from);
+        return container::monitor(root, id);
     }
     match Cli::try_parse_from(words) {
         Ok(cli) => cli.run(),

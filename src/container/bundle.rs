@@ -131,6 +131,7 @@ pub(super) fn process(
     settings: &Settings,
     user: &User,
     size: Option<(u16, u16)>,
+    hostname: &str,
 ) -> Result<Process, ContainerError> {
     let capabilities = capabilities(settings);
     // Without root's id nothing but the bounding set is there to be had, as on docker.
@@ -147,6 +148,9 @@ pub(super) fn process(
     }
     if !has(&env, "HOME") {
         env.push(format!("HOME={}", user.home.as_deref().unwrap_or("/")));
+    }
+    if !has(&env, "HOSTNAME") {
+        env.push(format!("HOSTNAME={hostname}"));
     }
     if settings.terminal && !has(&env, "TERM") {
         env.push("TERM=xterm".into());
@@ -230,16 +234,23 @@ fn mounts(container: &Container) -> Vec<Value> {
         ),
     ];
     // One below another comes after it.
-    let mut volumes: Vec<_> = settings.volumes.iter().collect();
-    volumes.sort_by_key(|volume| volume.target.split('/').count());
-    for volume in volumes {
+    let mut asked: Vec<(&str, Value)> = Vec::new();
+    for volume in &settings.volumes {
         let mut options = vec!["rbind"];
         options.extend(volume.options.iter().map(String::as_str));
         if !volume.options.iter().any(|o| is_propagation(o)) {
             options.push("rprivate");
         }
-        all.push(mount(&volume.target, "bind", &volume.source, &options));
+        let bind = mount(&volume.target, "bind", &volume.source, &options);
+        asked.push((&volume.target, bind));
     }
+    for tmpfs in &settings.tmpfs {
+        let options: Vec<&str> = tmpfs.options.iter().map(String::as_str).collect();
+        let memory = mount(&tmpfs.target, "tmpfs", "tmpfs", &options);
+        asked.push((&tmpfs.target, memory));
+    }
+    asked.sort_by_key(|(target, _)| target.split('/').count());
+    all.extend(asked.into_iter().map(|(_, mount)| mount));
     // A volume may lie at /etc.
     for file in HOST_FILES {
         let source = container.path(file).display().to_string();
@@ -283,12 +294,13 @@ pub(super) fn write_config(
     if settings.network == Network::None {
         namespaces.push(json!({"type": "network"}));
     }
-    let process = process(settings, user, size)?;
+    let hostname = hostname(container);
+    let process = process(settings, user, size, &hostname)?;
     let spec = json!({
         "ociVersion": "1.0.2",
         "process": process,
         "root": {"path": container.path("rootfs"), "readonly": settings.read_only},
-        "hostname": hostname(container),
+        "hostname": hostname,
         "mounts": mounts(container),
         "annotations": {"org.opencontainers.image.ref.name": container.record.image},
         "linux": {

@@ -11,8 +11,9 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::error::ContainerError;
+use super::files::paths_in;
 use super::lifecycle::is_known_to_runtime;
-use super::record::{Container, Containers, paths_in};
+use super::record::{Container, Containers};
 use super::runtime::Runtime;
 use crate::image::remove_tree;
 

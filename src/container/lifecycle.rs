@@ -16,8 +16,8 @@ use super::record::{
     Container, ContainerLock, Containers, Network, Record, Settings, State, Status, boot_id, now,
 };
 use super::runtime::Runtime;
-use super::{bundle, names, users, volume};
-use crate::mount::{self, Background, MountError, MountOptions, MountRequest, Source};
+use super::{bundle, names, parse, users, volume};
+use crate::mount::{self, Background, Complete, MountError, MountOptions, MountRequest, Source};
 use crate::sys::daemon::{Forked, detach_stdio, fork_daemon, outlive_starter};
 use crate::union::{Change, ChangeKind};
 
@@ -50,7 +50,10 @@ pub(super) fn mount_request(root: &Path, container: &Container) -> MountRequest 
     let hex = id.split_once(':').map_or(id.as_str(), |(_, hex)| hex);
     let mut options = MountOptions::default();
     // Thrown away at the end, also after a crash.
-    options.volatile = container.record.settings.remove;
+    if container.record.settings.remove {
+        options.volatile = true;
+        options.complete = Some(Complete::Never);
+    }
     MountRequest {
         source: Source::Image(OsString::from(hex)),
         mountpoint: container.path("rootfs"),
@@ -292,10 +295,22 @@ impl Containers {
     }
 }
 
+/// Ends what still runs of a container whose monitor was killed.
+fn stop_orphan(container: &Container) -> Result<(), ContainerError> {
+    if !is_known_to_runtime(container) {
+        return Ok(());
+    }
+    // Whoever has the lock does it, too.
+    if let Some(_lock) = container.lock(BRIEF)? {
+        settle_locked(container, container.written_state()?)?;
+    }
+    Ok(())
+}
+
 /// Asks a container to stop, and kills it after `patience`. One that does not run is stopped already.
 pub fn stop(container: &Container, patience: Duration) -> Result<(), ContainerError> {
     if !container.is_held()? {
-        return Ok(());
+        return stop_orphan(container);
     }
     let mut connection = match Connection::open(container, false) {
         Ok(connection) => connection,
@@ -419,16 +434,26 @@ pub fn exec(container: &Container, exec: &Exec, input: bool) -> Result<u8, Conta
     if container.state()?.status != Status::Running {
         return Err(not_running(container));
     }
+    // As docker tells it: the container is there, and what was asked for cannot be run in it.
+    exec_in(container, exec, input).map_err(|e| match e {
+        e @ (ContainerError::Runtime { .. } | ContainerError::Usage(_)) => {
+            ContainerError::NotExecutable(e.to_string())
+        }
+        e => e,
+    })
+}
+
+fn exec_in(container: &Container, exec: &Exec, input: bool) -> Result<u8, ContainerError> {
     let mut settings = container.record.settings.clone();
     settings.command.clone_from(&exec.command);
-    settings.env.extend(exec.env.iter().cloned());
+    parse::set_env(&mut settings.env, &exec.env)?;
     settings.terminal = exec.terminal;
     if let Some(workdir) = &exec.workdir {
         settings.workdir.clone_from(workdir);
     }
     let wanted = exec.user.as_ref().unwrap_or(&settings.user);
     let user = users::find(&container.path("rootfs"), wanted)?;
-    let process = bundle::process(&settings, &user, None)?;
+    let process = bundle::process(&settings, &user, None, &bundle::hostname(container))?;
     let this = std::process::id();
     let file = container.path(&format!("exec-{this}.json"));
     let log = container.path(&format!("exec-{this}.log"));
@@ -474,5 +499,34 @@ pub fn network(name: &str) -> Result<Network, ContainerError> {
         _ => Err(ContainerError::Usage(format!(
             "network {name:?} is not made here: only none and host; bridges and port mapping are the engines' (podman, nerdctl)"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_upper_that_is_thrown_away_is_neither_flushed_nor_completed() {
+        let container = |remove| Container {
+            dir: "/store/containers/aa".into(),
+            record: Record {
+                id: "aa".into(),
+                name: "aa".into(),
+                created: 0,
+                image: "bb".into(),
+                image_id: "sha256:00".into(),
+                platform: None,
+                settings: Settings {
+                    remove,
+                    ..Settings::default()
+                },
+            },
+        };
+        let options = |remove| mount_request(Path::new("/store"), &container(remove)).options;
+        assert!(options(true).volatile);
+        assert_eq!(options(true).complete, Some(Complete::Never));
+        assert!(!options(false).volatile);
+        assert_eq!(options(false).complete, None);
     }
 }

@@ -1,13 +1,13 @@
 //! Containers: an image, a writable layer, and a program that an OCI runtime runs on them.
 //!
 //! - `record`: what the store keeps of a container, and its locks;
-//! - `names`: names and ids;
+//! - `names`: names and ids; `files`: how what is kept is written;
 //! - `gone`: their removal;
 //! - `lifecycle`: what commands do with containers;
 //! - `monitor`: the process that looks after a run; `starting`: the command that waits for it;
 //! - `protocol`, `client`: what is said to it, and by whom;
 //! - `volume`, `fill`: directories that outlive containers, and what they begin with;
-//! - `parse`: settings, as users and images write them;
+//! - `parse`, `mounts`: settings, as users and images write them;
 //! - `bundle`, `users`, `runtime`: what the runtime is given, and how it is called;
 //! - `logs`: the output that is kept.
 //!
@@ -16,11 +16,13 @@
 mod bundle;
 mod client;
 mod error;
+mod files;
 mod fill;
 mod gone;
 mod lifecycle;
 mod logs;
 mod monitor;
+pub mod mounts;
 mod names;
 pub mod parse;
 mod protocol;
@@ -40,7 +42,8 @@ pub use logs::{Entry, LogReader, Stream, parse as parse_log};
 pub use monitor::monitor;
 pub use names::is_valid as is_valid_name;
 pub use record::{
-    Container, Containers, LogLimit, Network, Record, Settings, State, Status, Ulimit, Volume,
+    Container, Containers, LogLimit, Network, Record, Settings, State, Status, Tmpfs, Ulimit,
+    Volume,
 };
 pub use starting::{MONITOR, Standby, Starting};
 pub use volume::{StoredVolume, VolumeRecord};

@@ -24,13 +24,39 @@ fn is_plain_absolute(path: &str) -> bool {
 }
 
 /// A volume without a name at this place of the container.
-fn anonymous(target: &str) -> Volume {
+pub(super) fn anonymous(target: &str) -> Volume {
     Volume {
         name: None,
         anonymous: true,
         source: String::new(),
         target: target.to_owned(),
         options: Vec::new(),
+        no_copy: false,
+    }
+}
+
+/// The place in the container that `text`, which is a `what`, names.
+pub(super) fn plain_target<'a>(
+    what: &str,
+    text: &str,
+    target: &'a str,
+) -> Result<&'a str, ContainerError> {
+    match target.trim_end_matches('/') {
+        plain if is_plain_absolute(plain) => Ok(plain),
+        _ => usage(format!(
+            "{what} {text:?}: the directory in the container must be an absolute path without .., and not /"
+        )),
+    }
+}
+
+/// The absolute path of what `text`, which is a `what`, names of the host.
+pub(super) fn host_path(what: &str, text: &str, source: &str) -> Result<String, ContainerError> {
+    let absolute = std::path::absolute(source).map_err(ContainerError::io("find", source))?;
+    match absolute.to_str() {
+        Some(source) => Ok(source.to_owned()),
+        None => usage(format!(
+            "{what} {text:?}: the path is no UTF-8, which the runtime's configuration must be"
+        )),
     }
 }
 
@@ -42,23 +68,19 @@ pub fn volume(text: &str) -> Result<Volume, ContainerError> {
         (Some(source), Some(target)) => (Some(source), target),
         (target, _) => (None, target.unwrap_or_default()),
     };
-    let target = match target.trim_end_matches('/') {
-        plain if is_plain_absolute(plain) => plain,
-        _ => {
-            return wrong(
-                "the directory in the container must be an absolute path without .., and not /",
-            );
-        }
-    };
+    let target = plain_target("volume", text, target)?;
     let mut volume = anonymous(target);
     for option in fields.next().unwrap_or_default().split(',') {
         match option {
             "" => {}
+            "nocopy" => volume.no_copy = true,
+            // Containers run without a label here, so that there is nothing to relabel for.
+            "z" | "Z" => {}
             "ro" | "rw" => volume.options.push(option.to_owned()),
             option if is_propagation(option) => volume.options.push(option.to_owned()),
             _ => {
                 return wrong(&format!(
-                    "unknown option {option:?}: ro, rw and the kinds of propagation are known"
+                    "unknown option {option:?}: ro, rw, nocopy, z, Z and the kinds of propagation are known"
                 ));
             }
         }
@@ -74,11 +96,7 @@ pub fn volume(text: &str) -> Result<Volume, ContainerError> {
         volume.name = Some(source.to_owned());
         return Ok(volume);
     }
-    let absolute = std::path::absolute(source).map_err(ContainerError::io("find", source))?;
-    let Some(source) = absolute.to_str() else {
-        return wrong("the path is no UTF-8, which the runtime's configuration must be");
-    };
-    source.clone_into(&mut volume.source);
+    volume.source = host_path("volume", text, source)?;
     Ok(volume)
 }
 
@@ -157,7 +175,7 @@ pub fn log_option(settings: &mut Settings, text: &str) -> Result<(), ContainerEr
 }
 
 /// A number of bytes, at least one, with `k`, `m` or `g` behind it for powers of 1024.
-fn bytes(text: &str) -> Option<u64> {
+pub(super) fn bytes(text: &str) -> Option<u64> {
     let (number, unit) = match text.strip_suffix(['k', 'K']) {
         Some(number) => (number, 1 << 10),
         None => match text.strip_suffix(['m', 'M']) {
@@ -340,6 +358,8 @@ mod tests {
             (named.name.as_deref(), named.target.as_str()),
             (Some("data"), "/b")
         );
+        assert!(volume("data:/b:nocopy").unwrap().no_copy);
+        assert!(volume("/a:/b:z").unwrap().options.is_empty());
         let without = volume("/b").unwrap();
         assert!(without.anonymous && without.name.is_none() && without.target == "/b");
         let mut all = vec![without];

@@ -21,7 +21,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -31,6 +31,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::error::ContainerError;
+use super::files::{overwrite, paths_in, read_json, replace, spread, to_json};
 use super::names;
 use crate::image::remove_tree;
 
@@ -53,6 +54,18 @@ pub struct Volume {
     /// Absolute, in the container.
     pub target: String,
     /// Such as `ro` or `rprivate`.
+    pub options: Vec<String>,
+    /// It is not filled with what the image has in its place.
+    #[serde(default)]
+    pub no_copy: bool,
+}
+
+/// A filesystem in memory that a container sees, and that goes with its run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Absolute, in the container.
+    pub target: String,
+    /// As `mount` takes them, such as `size=64m`.
     pub options: Vec<String>,
 }
 
@@ -100,6 +113,9 @@ pub struct Settings {
     pub user: String,
     /// Directories of the host.
     pub volumes: Vec<Volume>,
+    /// Filesystems in memory.
+    #[serde(default)]
+    pub tmpfs: Vec<Tmpfs>,
     /// The root filesystem refuses changes.
     pub read_only: bool,
     /// The network.
@@ -255,43 +271,6 @@ fn open_lock(path: &Path) -> Result<File, ContainerError> {
         .map_err(ContainerError::io("open the lock", path))
 }
 
-/// Writes a file in the place of another. `durable`: also after a power cut it is one of the two.
-pub(super) fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), ContainerError> {
-    let failed = || ContainerError::io::<io::Error>("write", path);
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-    let mut file = File::create(&temporary).map_err(failed())?;
-    file.write_all(bytes).map_err(failed())?;
-    if durable {
-        file.sync_all().map_err(failed())?;
-    }
-    fs::rename(&temporary, path).map_err(failed())
-}
-
-pub(super) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, ContainerError> {
-    let bytes = fs::read(path).map_err(ContainerError::io("read", path))?;
-    serde_json::from_slice(&bytes).map_err(|source| ContainerError::Json {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-pub(super) fn to_json<T: Serialize>(value: &T, path: &Path) -> Result<Vec<u8>, ContainerError> {
-    serde_json::to_vec_pretty(value).map_err(|source| ContainerError::Json {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-/// What lies in a directory of the store, in no order: nothing, before the first of its kind is made.
-pub(super) fn paths_in(dir: &Path) -> Result<Vec<PathBuf>, ContainerError> {
-    match fs::read_dir(dir) {
-        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(e),
-    }
-    .map_err(ContainerError::io("read", dir))
-}
-
 impl Containers {
     /// Those of the store at `root`, which exists.
     pub fn new(root: &Path) -> Containers {
@@ -312,11 +291,14 @@ impl Containers {
     /// Held while names are given and taken.
     pub(super) fn lock(&self) -> Result<File, ContainerError> {
         let dir = self.dir();
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o711)
-            .create(&dir)
-            .map_err(ContainerError::io("create", &dir))?;
+        if !dir.exists() {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o711)
+                .create(&dir)
+                .map_err(ContainerError::io("create", &dir))?;
+            spread(&dir);
+        }
         let path = dir.join("lock");
         let file = open_lock(&path)?;
         rustix::fs::flock(&file, FlockOperation::LockExclusive)
@@ -334,8 +316,7 @@ impl Containers {
             match Container::open(path) {
                 Ok(container) => found.push(container),
                 // Removed meanwhile.
-                Err(ContainerError::Io { source, .. })
-                    if source.kind() == io::ErrorKind::NotFound => {}
+                Err(ContainerError::NoSuchContainer(_)) => {}
                 // One damaged container does not hide the others.
                 Err(e) => log::warn!("{e}"),
             }
@@ -456,8 +437,15 @@ fn free(all: &[Container], name: &str) -> Result<(), ContainerError> {
 impl Container {
     /// Reads the one in this folder.
     pub(super) fn open(dir: PathBuf) -> Result<Container, ContainerError> {
-        let record = read_json(&dir.join("container.json"))?;
-        Ok(Container { dir, record })
+        match read_json(&dir.join("container.json")) {
+            Ok(record) => Ok(Container { dir, record }),
+            Err(ContainerError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                let name = dir.file_name().unwrap_or_default().to_string_lossy();
+                let short = name.get(..12).unwrap_or(&name);
+                Err(ContainerError::NoSuchContainer(short.to_owned()))
+            }
+            Err(e) => Err(e),
+        }
     }
 
     /// A file or folder of it.
@@ -483,7 +471,22 @@ impl Container {
     /// Writes what has become of it. The caller holds its lock.
     pub(super) fn write_state(&self, state: &State) -> Result<(), ContainerError> {
         let path = self.path("state.json");
-        replace(&path, &to_json(state, &path)?, !self.record.settings.remove)
+        let bytes = to_json(state, &path)?;
+        let durable = !self.record.settings.remove;
+        let full = |e: &ContainerError| {
+            let ContainerError::Io { source, .. } = e else {
+                return false;
+            };
+            matches!(
+                source.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            )
+        };
+        match replace(&path, &bytes, durable) {
+            // The container itself may have filled it, and how it ended is still to be known.
+            Err(e) if full(&e) => overwrite(&path, &bytes, durable).map_err(|_| e),
+            replaced => replaced,
+        }
     }
 
     /// Whether its monitor lives, or another command works on it.

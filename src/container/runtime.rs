@@ -83,6 +83,46 @@ impl Runtime {
             .is_some_and(|name| name == "crun" || name == "runc")
     }
 
+    /// runc makes sure that the file with the number of the program outlives a power cut, for which the disk takes
+    /// milliseconds, and has the number in its own state as well.
+    pub(super) fn needs_pid_file(&self) -> bool {
+        self.program.file_name().is_none_or(|name| name != "runc")
+    }
+
+    /// The number of a container's program.
+    pub(super) fn pid_of(&self, container: &Container) -> Result<i32, ContainerError> {
+        let path = container.path("pid");
+        let wrong = || ContainerError::Runtime {
+            runtime: self.name(),
+            text: format!("it does not tell the process of {}", container.record.id),
+        };
+        if self.needs_pid_file() {
+            let text = fs::read_to_string(&path).map_err(ContainerError::io("read", &path))?;
+            return text.trim().parse().map_err(|_| wrong());
+        }
+        let number = |bytes: &[u8], key: &str| -> Option<i32> {
+            let state: serde_json::Value = serde_json::from_slice(bytes).ok()?;
+            let number = state.get(key)?.as_i64()?;
+            i32::try_from(number).ok().filter(|number| *number > 0)
+        };
+        let own = container.path("runtime").join(&container.record.id);
+        let written = fs::read(own.join("state.json")).unwrap_or_default();
+        if let Some(pid) = number(&written, "init_process_pid") {
+            return Ok(pid);
+        }
+        // Another program of that name: every runtime has this command.
+        let log = container.path("runtime-state.log");
+        let mut command = self.command(container, &log, &["state"]);
+        let said = command
+            .arg(&container.record.id)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output()
+            .map_err(ContainerError::io("run", &self.program))?;
+        remove_if_there(&log);
+        number(&said.stdout, "pid").ok_or_else(wrong)
+    }
+
     /// A call on a container. What goes wrong is written to `log`.
     pub(super) fn command(&self, container: &Container, log: &Path, words: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
@@ -141,9 +181,13 @@ impl Runtime {
         if about_command && (has("no such file or directory") || has("not found")) {
             return ContainerError::NotFound(full);
         }
-        if about_command
-            && (has("permission denied") || has("is a directory") || has("exec format"))
-        {
+        let cannot = [
+            "permission denied",
+            "is a directory",
+            "not a directory",
+            "exec format",
+        ];
+        if about_command && cannot.into_iter().any(has) {
             return ContainerError::NotExecutable(full);
         }
         ContainerError::Runtime {
@@ -211,6 +255,10 @@ mod tests {
                 126,
             ),
             ("open executable: Permission denied", 126),
+            (
+                "unable to start container process: exec: \"/bin/sh/x\": stat /bin/sh/x: not a directory",
+                126,
+            ),
             (
                 "unable to start container process: error mounting \"/a\": no such device",
                 125,

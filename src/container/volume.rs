@@ -22,7 +22,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::error::ContainerError;
-use super::record::{Container, Containers, now, paths_in, read_json, replace, to_json};
+use super::files::{paths_in, read_json, replace, to_json};
+use super::record::{Container, Containers, now};
 use super::{fill, names};
 use crate::image::remove_tree;
 
@@ -217,6 +218,9 @@ pub(super) fn provide(root: &Path, container: &Container) -> Result<(), Containe
             continue;
         };
         let stored = containers.ensure_volume(name, volume.anonymous, BTreeMap::new())?;
+        if volume.no_copy {
+            continue;
+        }
         // Of two containers that begin with it, one fills it.
         let held = File::open(&stored.dir).map_err(ContainerError::io("open", &stored.dir))?;
         rustix::fs::flock(&held, FlockOperation::LockExclusive)

@@ -34,7 +34,7 @@ impl Completing {
         }
         let quiet = match complete {
             Some(Complete::After(quiet)) => quiet,
-            Some(Complete::Off) => Duration::MAX,
+            Some(Complete::Off | Complete::Never) => Duration::MAX,
             // Whatever is thrown away at the end is not worth it.
             None if discarded => Duration::MAX,
             None => QUIET,

@@ -248,7 +248,7 @@ fn run(
         log::warn!("{} is left without a daemon: {e}", mountpoint.display());
     }
     drop(tending);
-    if private.is_none() {
+    if private.is_none() && complete != Some(Complete::Never) {
         completing::at_the_end(&union);
     }
     // The layers first: whoever waits for the mount to be gone may want to unmount what they lie on.

@@ -94,6 +94,8 @@ pub enum Partial {
 pub enum Complete {
     /// Only when asked to, and at the end.
     Off,
+    /// Only when asked to: at the end the upper is thrown away. No option says this.
+    Never,
     /// After this long without a change.
     After(Duration),
 }

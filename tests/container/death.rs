@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
+use crate::common::LoopImage;
 use crate::require;
 use crate::rig::{Rig, able, kill};
 
@@ -59,8 +60,44 @@ fn a_container_whose_monitor_was_killed_is_dead_and_starts_again() {
     assert_eq!(rig.must(&["exec", "mm", "cat", "/data/f"]), "x\nx\n");
     kill(monitor(&rig, "mm"));
     rig.until("it is dead", || rig.status("mm") == "dead");
+    // Its program runs on, and can be stopped.
+    rig.must(&["stop", "mm"]);
+    rig.until("no process is left", || rig.processes().is_empty());
+    assert_eq!(rig.status("mm"), "dead");
     rig.must(&["rm", "mm"]);
     rig.nothing_is_left();
+}
+
+#[test]
+fn how_a_program_ended_that_filled_the_disk_is_known() {
+    require!(able());
+    let rig = Rig::new("full");
+    let small = LoopImage::new(&rig.scratch, "ext4", 16 << 20);
+    require!(small.as_ref().map(drop).map_err(Clone::clone));
+    let small = small.unwrap();
+    let tree = rig.scratch.join("tree");
+    let store = small.path().join("store");
+    let store = store.to_str().unwrap();
+    let at = |words: &[&str]| rig.acetate(&[words, &["--root", store]].concat());
+    assert!(at(&["image", "import", tree.to_str().unwrap(), "bb"]).success());
+    let script = "dd if=/dev/zero of=/big bs=64k; yes >/more; exit 3";
+    let run = ["run", "--root", store, "--name", "full", "bb", "sh", "-c"];
+    let run = rig.acetate(&[&run[..], &[script]].concat());
+    assert_eq!(run.code(), Some(3), "{}", run.text);
+    assert!(run.text.contains("No space left"), "{}", run.text);
+    let state = at(&["container", "inspect", "full"]).text;
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    assert_eq!(state[0]["State"]["Status"], "exited", "{state}");
+    assert_eq!(state[0]["State"]["ExitCode"], 3);
+    let removed = at(&["rm", "full"]);
+    assert!(removed.success(), "{}", removed.text);
+    let left = || fs::read_dir(small.path().join("store/containers")).unwrap();
+    rig.until("its files are gone", || left().count() == 1);
+    // Whoever is left keeps it busy.
+    rig.until("it can be unmounted", || {
+        nix::mount::umount(small.path()).is_ok()
+    });
+    std::mem::forget(small);
 }
 
 #[test]

@@ -237,6 +237,22 @@ fn programs_run_beside_and_images_are_made_of_running_containers() {
         "33\ny\none\n"
     );
     assert!(rig.fails(127, &["exec", "cc", "nope"]).contains("nope"));
+    for wrong in [
+        &["-u", "nobody", "cc", "true"][..],
+        &["-w", "relative", "cc", "true"],
+        &["-e", "=x", "cc", "true"],
+        &["cc", "/data"],
+    ] {
+        rig.fails(126, &[&["exec"], wrong].concat());
+    }
+    // What is set again is not there twice, and what nobody has set is not there.
+    let script = "env | grep -c ^FROM_IMAGE=; echo $FROM_IMAGE ${NOT_SET_ANYWHERE-unset}";
+    let words = "exec -e FROM_IMAGE=again -e NOT_SET_ANYWHERE cc sh -c";
+    let words: Vec<&str> = words.split(' ').chain([script]).collect();
+    assert_eq!(rig.must(&words), "1\nagain unset\n");
+    let id = rig.inspect("cc")["Id"].as_str().unwrap()[..12].to_owned();
+    let named = rig.must(&["exec", "cc", "sh", "-c", "echo $HOSTNAME"]);
+    assert_eq!(named.trim_end(), id);
     let (code, output) = rig.with_input(&["exec", "-i", "cc", "cat"], b"through");
     assert_eq!((code, output), (Some(0), b"through".to_vec()));
     let id = rig.must(&[

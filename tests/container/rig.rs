@@ -46,7 +46,7 @@ impl Rig {
         fs::copy(find("busybox").unwrap(), tree.join("bin/busybox")).unwrap();
         for applet in [
             "sh", "true", "cat", "echo", "sleep", "id", "ls", "touch", "httpd", "mkdir", "stty",
-            "hostname", "yes", "rm", "dd", "tty",
+            "hostname", "yes", "rm", "dd", "tty", "env", "grep", "stat", "mount",
         ] {
             symlink("busybox", tree.join("bin").join(applet)).unwrap();
         }

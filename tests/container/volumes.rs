@@ -112,6 +112,65 @@ fn what_an_image_names_as_a_volume_is_kept_until_it_is_asked_away() {
 }
 
 #[test]
+fn memory_and_mounts_are_shown_as_they_were_asked_for() {
+    require!(able());
+    let rig = Rig::new("mounts");
+    image_with_volume(&rig);
+    let of_host = rig.scratch.dir("of-host");
+    fs::write(of_host.join("file"), "of the host\n").unwrap();
+    let bind = format!("type=bind,source={},target=/h,readonly", of_host.display());
+    let script = "cat /h/file; touch /h/new && exit 1; ls /data /mem; echo x > /mem/x; cat /mem/x; \
+                  grep ' /mem ' /proc/self/mountinfo";
+    let said = rig.must(&[
+        "run",
+        "--name",
+        "mm",
+        "--read-only",
+        "--mount",
+        &bind,
+        "--mount",
+        "source=bare,target=/data,volume-nocopy",
+        "--tmpfs",
+        "/mem:size=64k,mode=1770",
+        "vv",
+        "sh",
+        "-c",
+        script,
+    ]);
+    let said: Vec<&str> = said.lines().collect();
+    let (last, first) = said.split_last().unwrap();
+    assert!(
+        first.starts_with(&["of the host"]) && first.ends_with(&["/data:", "", "/mem:", "x"]),
+        "{said:?}"
+    );
+    for option in ["nosuid", "nodev", "noexec", "size=64k", "mode=1770"] {
+        assert!(
+            last.split([' ', ',']).any(|word| word == option),
+            "{option}: {last}"
+        );
+    }
+    let mounts = rig.inspect("mm")["Mounts"].clone();
+    let kinds: Vec<&str> = mounts
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|mount| mount["Type"].as_str().unwrap())
+        .collect();
+    assert_eq!(kinds, ["bind", "volume", "tmpfs"]);
+    // What was in memory is gone with the run.
+    let again = rig.acetate(&["start", "--attach", "mm"]);
+    assert_eq!(
+        again.text.matches("\n/mem:\nx\n").count(),
+        1,
+        "{}",
+        again.text
+    );
+    rig.must(&["rm", "mm"]);
+    rig.must(&["volume", "rm", "bare"]);
+    rig.nothing_is_left();
+}
+
+#[test]
 fn a_symlink_of_the_image_does_not_fill_a_volume_with_the_hosts_files() {
     require!(able());
     let rig = Rig::new("symlink");

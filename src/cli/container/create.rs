@@ -10,6 +10,7 @@ use super::{Place, attachment, run_attached};
 use crate::cli::{CliError, output};
 #[cfg(feature = "registry")]
 use crate::cli::{pull, registry::ReachArgs};
+use crate::container::mounts::{self, Mounted};
 use crate::container::{
     Container, ContainerError, NewContainer, Settings, Standby, is_valid_name, may_run, network,
     parse,
@@ -46,6 +47,12 @@ struct ContainerOptions {
     /// Show it a directory of the host, or a volume, which is made where it is not there
     #[arg(short, long, value_name = "[HOST-DIR:|NAME:]DIR[:ro]")]
     volume: Vec<String>,
+    /// Show it a directory of the host, a volume or memory, as docker writes it
+    #[arg(long, value_name = "type=KIND,source=WHAT,target=DIR[,...]")]
+    mount: Vec<String>,
+    /// Show it a filesystem in memory
+    #[arg(long, value_name = "DIR[:OPTIONS]")]
+    tmpfs: Vec<String>,
     /// Refuse changes of its root filesystem
     #[arg(long)]
     read_only: bool,
@@ -243,6 +250,15 @@ impl ContainerOptions {
         Ok(place.store.image(&self.image)?)
     }
 
+    fn mounts(&self) -> Result<Vec<Mounted>, ContainerError> {
+        let volumes = self.volume.iter();
+        let volumes = volumes.map(|text| Ok(Mounted::Volume(parse::volume(text)?)));
+        let mounts = self.mount.iter().map(|text| mounts::mount(text));
+        let memory = self.tmpfs.iter();
+        let memory = memory.map(|text| Ok(Mounted::Tmpfs(mounts::tmpfs(text)?)));
+        volumes.chain(mounts).chain(memory).collect()
+    }
+
     /// What the command line adds to the image's settings.
     fn settings(&self, image: Settings) -> Result<Settings, CliError> {
         let mut settings = image;
@@ -261,16 +277,18 @@ impl ContainerOptions {
         if let Some(user) = &self.user {
             settings.user.clone_from(user);
         }
-        for volume in &self.volume {
-            let volume = parse::volume(volume)?;
-            let of_host = volume.name.is_none() && !volume.anonymous;
-            if of_host && !Path::new(&volume.source).exists() {
+        for mounted in self.mounts()? {
+            if let Mounted::Volume(volume) = &mounted
+                && volume.name.is_none()
+                && !volume.anonymous
+                && !Path::new(&volume.source).exists()
+            {
                 return Err(CliError::Usage(format!(
                     "volume {}: there is no such file or directory",
                     volume.source
                 )));
             }
-            parse::add_volume(&mut settings.volumes, volume)?;
+            mounts::add(&mut settings, mounted)?;
         }
         for limit in &self.ulimit {
             settings.ulimits.push(parse::ulimit(limit)?);

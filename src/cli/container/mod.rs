@@ -11,6 +11,7 @@ mod work;
 
 pub(super) use volume::VolumeArgs;
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
@@ -19,7 +20,7 @@ use clap::{Args, Subcommand};
 use super::CliError;
 use crate::container::{
     Attachment, Connection, Container, ContainerError, Containers, Ended, MONITOR, Standby,
-    is_valid_name, monitor, parse_keys, terminal_size,
+    is_valid_name, monitor as look_after, parse_keys, terminal_size,
 };
 use crate::image::{NewImage, Store, StoredImage};
 use crate::mount::store_root;
@@ -40,8 +41,6 @@ pub(super) enum ContainerCommand {
     Logs(show::LogsArgs),
     Ps(show::PsArgs),
     Inspect(show::InspectArgs),
-    #[command(name = MONITOR, hide = true)]
-    Monitor(MonitorArgs),
 }
 
 /// Runs, shows and removes containers
@@ -65,10 +64,21 @@ enum Grouped {
     Export(work::ExportArgs),
 }
 
-/// Looks after one run of a container
-#[derive(Args, Debug)]
-pub(in crate::cli) struct MonitorArgs {
-    id: String,
+/// The container of which these words start the monitor: they are no user's, and are told apart before any command is
+/// put together, as every start of a container waits for that.
+pub(super) fn monitored(words: &[OsString]) -> Option<&str> {
+    match words {
+        [command, id] if command == MONITOR => id.to_str(),
+        _ => None,
+    }
+}
+
+/// Looks after one run of a container.
+pub(super) fn monitor(root: Option<PathBuf>, id: &str) -> Result<(), CliError> {
+    match look_after(&store_root(root), id) {
+        0 => Ok(()),
+        code => Err(CliError::Exit(code)),
+    }
 }
 
 /// The store, and its containers.
@@ -104,12 +114,6 @@ impl ContainerArgs {
 
 impl ContainerCommand {
     pub(super) fn run(self, root: Option<PathBuf>) -> Result<(), CliError> {
-        if let ContainerCommand::Monitor(arguments) = self {
-            return match monitor(&store_root(root), &arguments.id) {
-                0 => Ok(()),
-                code => Err(CliError::Exit(code)),
-            };
-        }
         let runs = matches!(self, ContainerCommand::Run(_));
         let result = Place::open(root).and_then(|place| self.run_at(&place));
         // What is wrong before the program runs is told apart from the program's own codes.
@@ -137,7 +141,6 @@ impl ContainerCommand {
             ContainerCommand::Logs(arguments) => arguments.run(place),
             ContainerCommand::Ps(arguments) => arguments.run(place),
             ContainerCommand::Inspect(arguments) => arguments.run(place),
-            ContainerCommand::Monitor(_) => Ok(()),
         }
     }
 }

@@ -270,6 +270,15 @@ fn inspected(container: &Container, state: &State) -> serde_json::Value {
                 "RW": !v.options.iter().any(|o| o == "ro"),
             })
         })
+        .chain(settings.tmpfs.iter().map(|memory| {
+            json!({
+                "Type": "tmpfs",
+                "Name": "",
+                "Source": "",
+                "Destination": memory.target,
+                "RW": !memory.options.iter().any(|o| o == "ro"),
+            })
+        }))
         .collect();
     json!({
         "Id": record.id,

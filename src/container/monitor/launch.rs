@@ -59,7 +59,10 @@ impl Launch {
         remove_if_there(&pid_file);
         let words = ["run", "--detach", "--bundle"];
         let mut command = runtime.command(container, &log, &words);
-        command.arg(&container.dir).arg("--pid-file").arg(&pid_file);
+        command.arg(&container.dir);
+        if runtime.needs_pid_file() {
+            command.arg("--pid-file").arg(&pid_file);
+        }
         let mut console = None;
         let streams = if container.record.settings.terminal {
             // A socket's path is short, and the store's need not be.

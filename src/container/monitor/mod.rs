@@ -229,11 +229,11 @@ fn close(
     state: &State,
     unmounted: bool,
 ) -> Result<Option<Gone>, ContainerError> {
-    container.write_state(state)?;
     // What is still mounted would be emptied along with the folder.
     if container.record.settings.remove && unmounted {
         return Ok(Some(Containers::new(root).set_aside(container, false)?));
     }
+    container.write_state(state)?;
     Ok(None)
 }
 

@@ -381,12 +381,7 @@ impl<'a> Run<'a> {
             return Err(self.runtime.refusal(self.runtime.said(&log)));
         }
         remove_if_there(&log);
-        let path = self.container.path("pid");
-        let text = std::fs::read_to_string(&path).map_err(ContainerError::io("read", &path))?;
-        let pid: i32 = text.trim().parse().map_err(|_| ContainerError::Runtime {
-            runtime: path.display().to_string(),
-            text: "it holds no process number".into(),
-        })?;
+        let pid = self.runtime.pid_of(self.container)?;
         self.phase = Phase::Running(pid);
         // The terminal was sent before the runtime ended.
         if let Some((_, listener)) = self.console.take() {
