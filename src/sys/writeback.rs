@@ -25,6 +25,31 @@ fn sync_range(file: BorrowedFd<'_>, offset: u64, len: u64, flags: libc::c_uint) 
     Err(io::Error::last_os_error())
 }
 
+/// `_IOR(0x94, 24, __u64)`.
+const BTRFS_IOC_START_SYNC: libc::c_ulong = 0x8008_9418;
+/// `_IOW(0x94, 22, __u64)`.
+const BTRFS_IOC_WAIT_SYNC: libc::c_ulong = 0x4008_9416;
+
+/// Commits what has happened on a btrfs so far, but for data that is not written yet. `file` is any file or directory on it.
+pub fn commit_btrfs(file: BorrowedFd<'_>) -> io::Result<()> {
+    let mut transaction = 0_u64;
+    for request in [BTRFS_IOC_START_SYNC, BTRFS_IOC_WAIT_SYNC] {
+        // SAFETY: both requests take a pointer to a 64-bit number, which the first writes and the second reads; it outlives the
+        // calls.
+        let result = unsafe {
+            libc::ioctl(
+                file.as_raw_fd(),
+                request as libc::Ioctl,
+                &raw mut transaction,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

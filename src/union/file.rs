@@ -210,6 +210,9 @@ impl Union {
             return Ok(());
         }
         let handle = self.handles.get(id)?;
+        if let Some(upper) = &self.stack.upper {
+            upper.settle_names()?;
+        }
         let file = self.real(&handle)?;
         if !file.upper {
             // Of a metacopy file the attributes are the upper's.

@@ -152,6 +152,7 @@ impl Union {
         }
         let inode = self.table.get(node)?;
         if let (Some(part), Some(upper)) = (inode.upper(), &self.stack.upper) {
+            upper.settle_names()?;
             upper.fsync(&part.node)?;
         }
         Ok(())

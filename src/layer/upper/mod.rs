@@ -11,6 +11,7 @@ mod attrs;
 mod create;
 mod index;
 mod open;
+mod order;
 mod partial;
 mod private;
 mod publish;
@@ -140,8 +141,8 @@ pub struct Upper {
     _mount: Option<OwnedFd>,
     /// Immutable: device of the upper directory.
     dev: u64,
-    /// Immutable: see [`Upper::keeps_order`].
-    keeps_order: bool,
+    /// What the filesystem keeps over a power cut.
+    order: order::Order,
     /// The scratch directory and the form of whiteouts.
     work: workdir::Workdir,
     /// Upper inodes by the lower ones they were copied from.
@@ -158,12 +159,6 @@ impl Upper {
     /// How it was opened.
     pub fn options(&self) -> &UpperOptions {
         &self.options
-    }
-
-    /// Whether the filesystem keeps the order of changes of metadata over a power cut, so that a file without data of its own
-    /// need not be synced before it is named: the journals of ext4 and xfs do, and btrfs commits whole transactions.
-    pub fn keeps_order(&self) -> bool {
-        self.keeps_order
     }
 
     /// Holds the node open, so that it goes on working after its last name is removed.

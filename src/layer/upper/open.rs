@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, StatVfsMountFlags, 
 use rustix::io::Errno;
 
 use super::index::Index;
+use super::order::Order;
 use super::partial::{self, Announcement, PARTIAL};
 use super::sidecar::Sidecar;
 use super::whiteout::{self, WhiteoutForm};
@@ -201,7 +202,7 @@ impl Upper {
         let scratch_node = PathNode::root(tree.clone(), scratch.clone(), scratch_ino);
         Ok(Arc::new(Upper {
             path: upper.to_owned(),
-            keeps_order: keeps_order(&root_fd),
+            order: Order::of(&root_fd),
             work: Workdir::new(base, scratch_node, scratch, form, renames),
             options,
             tree,
@@ -216,14 +217,6 @@ impl Upper {
             partial: Announcement::new(partial),
         }))
     }
-}
-
-/// See [`Upper::keeps_order`].
-fn keeps_order(root: &OwnedFd) -> bool {
-    const EXT4: i64 = 0xEF53;
-    const XFS: i64 = 0x5846_5342;
-    const BTRFS: i64 = 0x9123_683E;
-    rustix::fs::fstatfs(root).is_ok_and(|fs| [EXT4, XFS, BTRFS].contains(&fs.f_type))
 }
 
 /// Everything that can be told of the two without touching anything.

@@ -21,6 +21,7 @@ impl Upper {
         name: &OsStr,
         replace: Replace,
     ) -> io::Result<Published> {
+        let _change = self.order.name_change();
         let dir = path_node(dir)?;
         let node = path_node(staged.node())?.clone();
         node.add_place(dir, name);
@@ -127,6 +128,7 @@ impl Upper {
 
     /// Gives a node another name.
     pub fn link(&self, node: &Node, dir: &Node, name: &OsStr, replace: Replace) -> io::Result<()> {
+        let _change = self.order.name_change();
         let (node, dir) = (path_node(node)?, path_node(dir)?);
         let fd = node.path_fd()?;
         match replace {

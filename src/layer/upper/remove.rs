@@ -32,6 +32,7 @@ impl Upper {
         is_dir: bool,
         whiteout: bool,
     ) -> io::Result<()> {
+        let _change = self.order.name_change();
         let dir = path_node(dir)?;
         let Some(node) = node else {
             return if whiteout {
@@ -80,6 +81,7 @@ impl Upper {
         replace: Replace,
         whiteout: bool,
     ) -> io::Result<()> {
+        let _change = self.order.name_change();
         let node = path_node(node)?;
         let from = (path_node(from.0)?, from.1);
         let to = (path_node(to.0)?, to.1);
@@ -262,6 +264,7 @@ impl Upper {
         if !self.work.renames.exchange {
             return Err(Errno::INVAL.into());
         }
+        let _change = self.order.name_change();
         let (a_dir, a_node) = (path_node(a.0)?, path_node(a.2)?);
         let (b_dir, b_node) = (path_node(b.0)?, path_node(b.2)?);
         a_node.add_place(b_dir, b.1);
