@@ -1,6 +1,6 @@
 //! What cannot be right is an error, and nothing is guessed.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -134,13 +134,48 @@ fn claims_that_were_not_durable_do_not_outlive_the_machine() {
     let mut record = PartialRecord::decode(&mark(&upper).unwrap()).unwrap();
     record.boot = [1; 16];
     set_mark(&upper, &record.encode());
-    // Its data never reached the disk.
+    // Its data never reached the disk: there is a hole.
     let file = OpenOptions::new().write(true).open(&upper).unwrap();
     let start = 500_000 / 4096 * 4096;
-    file.write_all_at(&[0; 8192], start).unwrap();
+    let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(&file, flags, start, 8192).unwrap();
     drop(file);
     let old = pattern(1, 2 * MIB);
     model[500_000..500_007].copy_from_slice(&old[500_000..500_007]);
+    let mount = stand.acetate("complete=off").mount();
+    assert!(fs::read(mount.join("big")).unwrap() == model);
+    end(mount);
+    assert_whole(&upper, &stand.work, &model);
+}
+
+/// As `sync` does it: no word of it reaches the daemon, but the disk has it all.
+#[test]
+fn what_the_machine_synced_outlives_it() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("sync", Duration::from_secs(60));
+    let stand = Stand::new("sync");
+    let mut model = left(&stand);
+    // A hole over data that was written before, and over blocks that were the lower's.
+    let mount = stand.acetate("complete=off,partial=64K").mount();
+    let file = OpenOptions::new()
+        .write(true)
+        .open(mount.join("big"))
+        .unwrap();
+    file.write_all_at(&[7; 20_000], 800_000).unwrap();
+    let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(&file, flags, 810_000, 100_000).unwrap();
+    drop(file);
+    model[800_000..820_000].fill(7);
+    model[810_000..910_000].fill(0);
+    let mut mount = mount;
+    mount.kill();
+    drop(mount);
+    let upper = stand.upper.join("big");
+    rustix::fs::syncfs(File::open(&stand.upper).unwrap()).unwrap();
+    let mut record = PartialRecord::decode(&mark(&upper).unwrap()).unwrap();
+    assert!(!record.map.is_durable());
+    record.boot = [1; 16];
+    set_mark(&upper, &record.encode());
     let mount = stand.acetate("complete=off").mount();
     assert!(fs::read(mount.join("big")).unwrap() == model);
     end(mount);

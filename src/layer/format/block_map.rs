@@ -90,6 +90,15 @@ impl BlockMap {
         self.runs.retain(|run| run.durable);
     }
 
+    /// The runs of present blocks that are not durable.
+    pub fn unsettled(&self) -> Vec<Range<u64>> {
+        self.runs
+            .iter()
+            .filter(|run| !run.durable)
+            .map(|run| run.start..run.end)
+            .collect()
+    }
+
     /// What is present in both is durable from now on.
     pub fn settle(&mut self, synced: &BlockMap) {
         let mut runs = Vec::with_capacity(self.runs.len());
@@ -242,6 +251,7 @@ mod tests {
         map.add(5..6, false);
         map.settle(&synced);
         assert!(!map.is_durable());
+        assert_eq!(map.unsettled(), vec![5..6]);
         map.keep_durable();
         assert_eq!(map.count(), 3);
     }

@@ -210,7 +210,7 @@ impl Partial {
     }
 
     /// What is not there of the lower is not to be here either: a power cut may have left data at a block whose claim was lost.
-    fn make_hole(&self, part: Range<u64>) -> Result<()> {
+    pub(super) fn make_hole(&self, part: Range<u64>) -> Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match rustix::fs::fallocate(&self.file, flags, part.start, part.end - part.start) {
             Ok(()) => Ok(()),
@@ -263,7 +263,7 @@ impl Partial {
     }
 
     /// What the writing of blocks must leave as it is, as it is no program's.
-    fn kept(&self) -> Result<Kept> {
+    pub(super) fn kept(&self) -> Result<Kept> {
         let meta = self.file.metadata()?;
         Ok(Kept {
             atime: timespec(meta.atime(), meta.atime_nsec()),
@@ -276,7 +276,7 @@ impl Partial {
         })
     }
 
-    fn restore(&self, kept: &Kept) -> Result<()> {
+    pub(super) fn restore(&self, kept: &Kept) -> Result<()> {
         if let Some(value) = &kept.capability {
             xattr::set(Target::Fd(self.file.as_fd()), CAPABILITY.as_ref(), value, 0)?;
         }
@@ -298,7 +298,7 @@ impl Partial {
     }
 }
 
-struct Kept {
+pub(super) struct Kept {
     atime: Timespec,
     mtime: Timespec,
     mode: u32,

@@ -5,7 +5,7 @@
 //! program is answered. So a daemon that is killed has lost nothing that it acknowledged, and a block whose claim was
 //! not written shows the lower's data still. A power cut may keep the claim and lose the data, which the filesystem
 //! writes later: so a claim counts after a restart of the machine only where it says that the data is durable,
-//! which is written after the data was synced.
+//! which is written after the data was synced, or where the file has the data: the filesystem writes it before it says so.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -294,26 +294,76 @@ impl Partial {
         self.copied.swap(0, Ordering::Relaxed)
     }
 
-    /// Copies what a change of this range leaves of the first and the last block it touches.
+    /// Copies the first and the last block that a change of this range touches, where it leaves something of them. All of such a
+    /// block: the filesystem may write it back before the change is made, and after a power cut it must not be half a block.
     fn copy_edges(&self, state: &State, bytes: Range<u64>) -> Result<()> {
         let blocks = self.blocks(bytes.clone(), state.limit);
         let shift = self.record.block_shift;
-        let copy = |part: Range<u64>| -> Result<()> {
-            if part.start >= part.end || state.map.at(part.start >> shift).0 {
+        let copy = |block: u64| -> Result<()> {
+            if state.map.at(block).0 {
                 return Ok(());
             }
+            let part = block << shift..((block + 1) << shift).min(state.limit);
             let mut buf = vec![0; (part.end - part.start) as usize];
             self.read_lower(&mut buf, part.start)?;
-            self.copied.fetch_add(buf.len() as u64, Ordering::Relaxed);
+            let changed = part.start.max(bytes.start)..part.end.min(bytes.end);
+            let copied = (part.end - part.start) - (changed.end - changed.start);
+            self.copied.fetch_add(copied, Ordering::Relaxed);
             Ok(self.file.write_all_at(&buf, part.start)?)
         };
-        copy(blocks.start << shift..bytes.start)?;
-        copy(bytes.end..(blocks.end << shift).min(state.limit))
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        let last = blocks.end - 1;
+        if bytes.start > blocks.start << shift {
+            copy(blocks.start)?;
+        }
+        let end = (blocks.end << shift).min(state.limit);
+        if bytes.end < end && (last > blocks.start || bytes.start == blocks.start << shift) {
+            copy(last)?;
+        }
+        Ok(())
     }
 
     /// Records that blocks are here. Their data was written before.
     pub(super) fn claim(&self, state: &mut State, blocks: Range<u64>) -> Result<()> {
         let mut map = state.map.clone();
+        map.add(blocks, self.no_sync);
+        self.store(state, map)
+    }
+
+    /// Fills what was made a hole of the first and the last block, where the filesystem's blocks are smaller: a block with a hole in
+    /// it is taken for one that was never written.
+    fn write_zeros(&self, state: &State, blocks: &Range<u64>, zeros: &Range<u64>) -> Result<()> {
+        let shift = self.record.block_shift;
+        for block in [blocks.start, blocks.end - 1] {
+            let all = block << shift..((block + 1) << shift).min(state.limit);
+            let part = all.start.max(zeros.start)..all.end.min(zeros.end);
+            if part != all && !part.is_empty() {
+                let data = vec![0; (part.end - part.start) as usize];
+                self.file.write_all_at(&data, part.start)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Records that blocks are here, of which those wholly within `zeros` were made holes. That is a change of metadata: it survives
+    /// whatever its record survives.
+    fn claim_zeros(&self, state: &mut State, blocks: Range<u64>, zeros: Range<u64>) -> Result<()> {
+        let mut map = state.map.clone();
+        let end = if zeros.end >= state.limit {
+            blocks.end
+        } else {
+            zeros.end >> self.record.block_shift
+        };
+        let inner = zeros.start.div_ceil(self.block())..end.min(blocks.end);
+        if self.upper.shows_written() && !inner.is_empty() {
+            let mut durable = BlockMap::default();
+            durable.add(inner.clone(), true);
+            map.add(inner, true);
+            // What was written there before, and may not be on disk, is no longer asked for.
+            map.settle(&durable);
+        }
         map.add(blocks, self.no_sync);
         self.store(state, map)
     }
@@ -413,14 +463,15 @@ impl Partial {
             .ok_or(Error::Errno(libc::EFBIG))?;
         let mut state = self.state.write();
         let blocks = self.blocks(offset..end, state.limit);
-        let absent = !state.done && flags.intersects(zeroes) && !state.map.has(blocks.clone());
-        if absent {
+        let zeroes = !state.done && flags.intersects(zeroes) && !blocks.is_empty();
+        if zeroes && !state.map.has(blocks.clone()) {
             self.copy_edges(&state, offset..end)?;
         }
         // Space for an absent block may be there before its data is.
         rustix::fs::fallocate(&self.file, flags, offset, length).map_err(io::Error::from)?;
-        if absent {
-            self.claim(&mut state, blocks)?;
+        if zeroes {
+            self.write_zeros(&state, &blocks, &(offset..end))?;
+            self.claim_zeros(&mut state, blocks, offset..end)?;
         }
         Ok(())
     }
@@ -513,7 +564,7 @@ fn is_too_long(e: &io::Error) -> bool {
     )
 }
 
-fn seek(fd: impl AsFd, at: u64, data: bool) -> io::Result<Option<u64>> {
+pub(super) fn seek(fd: impl AsFd, at: u64, data: bool) -> io::Result<Option<u64>> {
     use rustix::fs::SeekFrom;
     let from = if data {
         SeekFrom::Data(at)

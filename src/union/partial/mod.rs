@@ -2,6 +2,7 @@
 //!
 //! - `file`: one such file, its map and its data;
 //! - `complete`: copying the rest, after which it is an ordinary file of the upper;
+//! - `recover`: what counts of it after its daemon or the machine died;
 //! - here: which files there are, how they come to be and how they are found again.
 //!
 //! The map lies in an xattr of the file, never elsewhere: an engine may remove a workdir on its own, and a file moves with
@@ -10,6 +11,7 @@
 
 mod complete;
 mod file;
+mod recover;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -480,37 +482,5 @@ fn nothing_known(path: std::ffi::OsString) -> PartialRecord {
         origin: None,
         path,
         map: Default::default(),
-    }
-}
-
-impl Partial {
-    /// Puts right what the end of the mount before may have left. `lost`: what was not durable may not be there; `found`: other
-    /// readers can find the data below.
-    fn recover(&self, lost: bool, found: bool) -> Result<()> {
-        if found {
-            self.upper.hide_partial(&self.file)?;
-        }
-        let mut state = self.state.write();
-        if lost {
-            state.map.keep_durable();
-        }
-        if let Some(size) = self.record.truncating {
-            self.file.set_len(size)?;
-            return self.cut(&mut state, size);
-        }
-        if self.file.metadata()?.len() < state.limit {
-            self.set_broken("the upper file is shorter than its block map says".into());
-        } else if self.lower.is_none() {
-            self.set_broken("the lower file is gone".into());
-        } else if lost {
-            let map = state.map.clone();
-            self.store(&mut state, map)?;
-        }
-        drop(state);
-        // Tells now rather than at the first read where the lower was changed.
-        if self.usable().is_ok() && self.lower().is_err() {
-            log::debug!("{:?} cannot be used", self.record.path);
-        }
-        Ok(())
     }
 }
