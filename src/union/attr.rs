@@ -181,12 +181,14 @@ impl Union {
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
         if uid.is_some() || gid.is_some() {
             // The filesystem below takes suid, sgid and capabilities away as it does for its own.
-            let stat = upper.stat(&part.node)?;
-            upper.chown(&part.node, uid, gid)?;
-            self.chown_takes_sgid(caller, &part, &stat)?;
+            apart_from_fill(&inode, || {
+                let stat = upper.stat(&part.node)?;
+                upper.chown(&part.node, uid, gid)?;
+                self.chown_takes_sgid(caller, &part, &stat)
+            })?;
         }
         if let Some(mode) = set.mode {
-            upper.chmod(&part.node, mode & 0o7777)?;
+            apart_from_fill(&inode, || upper.chmod(&part.node, mode & 0o7777))?;
         }
         if let Some(size) = set.size {
             self.truncate_upper(caller, &inode, size)?;
@@ -199,12 +201,7 @@ impl Union {
                 })
             };
             let (atime, mtime) = (time(set.atime), time(set.mtime));
-            match inode.partial() {
-                Some(partial) => {
-                    partial.beside_fill(|| upper.set_times(&part.node, atime, mtime))?;
-                }
-                None => upper.set_times(&part.node, atime, mtime)?,
-            }
+            apart_from_fill(&inode, || upper.set_times(&part.node, atime, mtime))?;
         }
         if nothing && caller.uid != 0 {
             // What remains of a request that the kernel makes to take privileges away before a write. For root it stands
@@ -278,12 +275,23 @@ impl Union {
             return Ok(());
         }
         let upper = self.upper()?;
-        let stat = upper.stat(&part.node)?;
-        let kept = self.without_priv(caller, &stat);
-        if kept != stat.mode & 0o7777 {
-            upper.chmod(&part.node, kept)?;
-        }
-        Ok(())
+        apart_from_fill(inode, || {
+            let stat = upper.stat(&part.node)?;
+            let kept = self.without_priv(caller, &stat);
+            if kept != stat.mode & 0o7777 {
+                upper.chmod(&part.node, kept)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Runs what reads or changes attributes, so that the filling of blocks, which puts back those it found, does not undo it. Not to be
+/// nested.
+pub(crate) fn apart_from_fill<T>(inode: &Inode, change: impl FnOnce() -> T) -> T {
+    match inode.partial() {
+        Some(partial) => partial.beside_fill(change),
+        None => change(),
     }
 }
 

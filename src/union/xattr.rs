@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use super::Union;
 use super::acl;
+use super::attr::apart_from_fill;
 use super::cause::Cause;
 use super::copy_up::Copy;
 use super::error::{Error, Result};
-use super::inode::Inode;
+use super::inode::{Inode, UpperPart};
 use super::types::{Caller, NodeId};
-use crate::layer::upper::Namespace;
+use crate::layer::upper::{Namespace, Upper};
 use crate::layer::{Layer, format};
 
 impl Union {
@@ -88,17 +89,13 @@ impl Union {
         let upper = self.upper()?;
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
         let strip_sgid = name == acl::ACCESS && self.loses_sgid(caller, &upper.stat(&part.node)?);
-        match inode.partial() {
-            Some(partial) => {
-                partial.give_xattr_up(&disk)?;
-                partial.beside_fill(|| upper.set_xattr(&part.node, &disk, value, flags))?;
-            }
-            None => upper.set_xattr(&part.node, &disk, value, flags)?,
+        if let Some(partial) = inode.partial() {
+            partial.give_xattr_up(&disk)?;
         }
-        if strip_sgid {
-            let mode = upper.stat(&part.node)?.mode & 0o7777;
-            upper.chmod(&part.node, mode & !libc::S_ISGID)?;
-        }
+        apart_from_fill(&inode, || {
+            upper.set_xattr(&part.node, &disk, value, flags)?;
+            take_sgid(upper, &part, strip_sgid)
+        })?;
         self.forget_acl(&inode, name);
         Ok(())
     }
@@ -126,7 +123,7 @@ impl Union {
             Some(partial) => partial.is_own_xattr(&disk)?,
             None => false,
         };
-        if own || layer.get_xattr(&at, &disk)?.is_none() {
+        if own || apart_from_fill(&inode, || layer.get_xattr(&at, &disk))?.is_none() {
             // Removing an ACL that is not there is no error (posix_acl_xattr_set with no value).
             return if acl::is_acl(name) {
                 Ok(())
@@ -138,14 +135,10 @@ impl Union {
         let upper = self.upper()?;
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
         let strip_sgid = name == acl::ACCESS && self.loses_sgid(caller, &upper.stat(&part.node)?);
-        match inode.partial() {
-            Some(partial) => partial.beside_fill(|| upper.remove_xattr(&part.node, &disk))?,
-            None => upper.remove_xattr(&part.node, &disk)?,
-        }
-        if strip_sgid {
-            let mode = upper.stat(&part.node)?.mode & 0o7777;
-            upper.chmod(&part.node, mode & !libc::S_ISGID)?;
-        }
+        apart_from_fill(&inode, || {
+            upper.remove_xattr(&part.node, &disk)?;
+            take_sgid(upper, &part, strip_sgid)
+        })?;
         self.forget_acl(&inode, name);
         Ok(())
     }
@@ -172,6 +165,15 @@ impl Union {
         let group = self.params.ids.gid_inside(gid);
         caller.gid == group || has_group(caller.pid, group)
     }
+}
+
+/// Takes sgid away where the setting of an ACL does.
+fn take_sgid(upper: &Upper, part: &UpperPart, it_does: bool) -> Result<()> {
+    if it_does {
+        let mode = upper.stat(&part.node)?.mode & 0o7777;
+        upper.chmod(&part.node, mode & !libc::S_ISGID)?;
+    }
+    Ok(())
 }
 
 /// Whether a process has a supplementary group. A process that cannot be asked has none.

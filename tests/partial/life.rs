@@ -1,7 +1,8 @@
 //! From the first write to the last block.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::common::stand::{Stand, end};
@@ -315,4 +316,37 @@ fn holes_of_the_lower_are_the_same_before_and_after_the_completion() {
     assert!(fs::read(&big).unwrap() == model);
     end(mount);
     assert_whole(&stand.upper.join("big"), &stand.work, &model);
+}
+
+#[test]
+fn a_change_of_mode_is_not_undone_by_the_filling_of_blocks() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("mode", Duration::from_secs(120));
+    let stand = Stand::new("mode");
+    let size = 128 * MIB;
+    fs::write(stand.lower.join("large"), pattern(1, size)).unwrap();
+    let mount = stand.acetate("complete=off").mount();
+    let path = mount.join("large");
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(b"x", 9).unwrap();
+    drop(file);
+    let done = AtomicBool::new(false);
+    let set = |mode: u32| {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        // Time for who would put the old one back.
+        std::thread::sleep(Duration::from_micros(500));
+        let upper = fs::metadata(stand.upper.join("large")).unwrap();
+        assert_eq!(upper.mode() & 0o7777, mode);
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            complete(&path);
+            done.store(true, Ordering::Release);
+        });
+        while !done.load(Ordering::Acquire) {
+            set(0o6755);
+            set(0o600);
+        }
+    });
+    end(mount);
 }

@@ -18,11 +18,18 @@ use crate::sys::xattr::{self, Target};
 /// How much is copied while programs that write to the file wait.
 const STEP: u64 = 256 << 10;
 
+/// The same in the background. A kernel that is not preemptible, and one that lets whoever runs finish its slice whatever its
+/// priority, have others wait for the processor as long as one such step takes.
+const GENTLE_STEP: u64 = 64 << 10;
+
 /// How much is zeroed at once where no hole can be made.
 const ZEROES: u64 = 1 << 20;
 
 /// After so much the disk is asked to write, so that no large amount gathers that others then wait behind.
 const FLUSH: u64 = 8 << 20;
+
+/// The same in the background, where the disk is to have little to do at once.
+const GENTLE_FLUSH: u64 = 1 << 20;
 
 /// What a file's capabilities are kept in; writing takes them away.
 const CAPABILITY: &str = "security.capability";
@@ -50,6 +57,12 @@ impl Partial {
     /// Copies the rest of the file from the lower; returns when it is whole and durable.
     pub(super) fn complete(&self, pace: &Pace<'_>) -> Result<Completion> {
         self.usable()?;
+        let (step, flush) = if pace.gently {
+            (GENTLE_STEP, GENTLE_FLUSH)
+        } else {
+            (STEP, FLUSH)
+        };
+        let mut buf = vec![0; step as usize];
         let mut flushed = 0;
         let mut at = 0;
         if self.file.metadata()?.nlink() > 0 {
@@ -63,11 +76,12 @@ impl Partial {
                 return Ok(Completion::Gone);
             }
             let begin = Instant::now();
-            match self.step(at)? {
+            match self.step(at, &mut buf)? {
                 Some(next) => at = next,
                 None => break,
             }
-            if at.saturating_sub(flushed) >= FLUSH {
+            if at.saturating_sub(flushed) >= flush {
+                self.claim_filled(&mut self.state.write())?;
                 self.flush(flushed..at)?;
                 flushed = at;
                 if self.lacks_room(pace)? {
@@ -78,6 +92,7 @@ impl Partial {
                 std::thread::sleep(begin.elapsed().min(Duration::from_millis(200)));
             }
         }
+        self.claim_filled(&mut self.state.write())?;
         if !self.no_sync {
             self.file.sync_data()?;
         }
@@ -130,8 +145,9 @@ impl Partial {
         Err(Error::Errno(libc::ENOSPC))
     }
 
-    /// Copies the next absent blocks at or after `at`; returns where they ended, or `None` when there are none.
-    fn step(&self, at: u64) -> Result<Option<u64>> {
+    /// Copies the next absent blocks at or after `at`; returns where they ended, or `None` when there are none. They are claimed
+    /// later, many at once: until then they show the same data from below.
+    fn step(&self, at: u64, buf: &mut [u8]) -> Result<Option<u64>> {
         let shift = self.record.block_shift;
         let absent = {
             let state = self.state.read();
@@ -139,29 +155,30 @@ impl Partial {
                 return Ok(None);
             }
             let blocks = state.limit.div_ceil(self.block());
-            match state.map.next_absent(at >> shift..blocks) {
+            match state.map.next_absent(at.div_ceil(self.block())..blocks) {
                 Some(absent) => (absent.start << shift)..(absent.end << shift).min(state.limit),
                 None => return Ok(None),
             }
         };
         // Read before programs have to wait: the lower does not change.
-        let (data, end) = self.read_next(&absent)?;
-        let mut state = self.state.write();
+        let (data, end) = self.read_next(&absent, buf)?;
+        // Who reads the file goes on meanwhile.
+        let _filling = self.filling.write();
+        let state = self.state.upgradable_read();
         if state.done {
             return Ok(None);
         }
         let kept = self.kept()?;
         let bytes = absent.start..end.min(state.limit);
-        let map = state.map.clone();
         let mut from = bytes.start >> shift;
         let last = bytes.end.div_ceil(self.block());
-        while let Some(blocks) = map.next_absent(from..last) {
+        while let Some(blocks) = state.map.next_absent(from..last) {
             from = blocks.end;
             let part = blocks.start << shift..(blocks.end << shift).min(bytes.end);
             if part.is_empty() {
                 break;
             }
-            match &data {
+            match data {
                 Some(data) => {
                     let offset = (part.start - absent.start) as usize;
                     let len = (part.end - part.start) as usize;
@@ -170,16 +187,45 @@ impl Partial {
                 }
                 None => self.make_hole(part)?,
             }
-        }
-        if bytes.start < bytes.end {
-            self.claim(&mut state, bytes.start >> shift..last)?;
+            self.add_filled(blocks);
         }
         self.restore(&kept)?;
         Ok(Some(end))
     }
 
-    /// The data at the beginning of a range of the lower and where it ends, on a block; `None` for a hole.
-    fn read_next(&self, range: &Range<u64>) -> Result<(Option<Vec<u8>>, u64)> {
+    /// Remembers blocks to be claimed. Precondition: `state` is held so that nobody else changes the file.
+    fn add_filled(&self, blocks: Range<u64>) {
+        let mut filled = self.filled.lock();
+        match filled.last_mut() {
+            Some(last) if last.end == blocks.start => last.end = blocks.end,
+            _ => filled.push(blocks),
+        }
+    }
+
+    /// Claims what was filled and is not claimed yet. Before a program changes anything there: half of a failed change is not to be
+    /// claimed.
+    pub(super) fn claim_filled(&self, state: &mut State) -> Result<()> {
+        let mut filled = self.filled.lock();
+        if filled.is_empty() || state.done {
+            filled.clear();
+            return Ok(());
+        }
+        let mut map = state.map.clone();
+        let last = state.limit.div_ceil(self.block());
+        for blocks in filled.iter().filter(|blocks| blocks.start < last) {
+            map.add(blocks.start..blocks.end.min(last), self.no_sync);
+        }
+        self.store(state, map)?;
+        filled.clear();
+        Ok(())
+    }
+
+    /// The data at the beginning of a range of the lower, as far as `buf` goes, and where it ends, on a block; `None` for a hole.
+    fn read_next<'a>(
+        &self,
+        range: &Range<u64>,
+        buf: &'a mut [u8],
+    ) -> Result<(Option<&'a [u8]>, u64)> {
         let lower = self.lower()?;
         let mut end = range.end;
         if let Some(fd) = lower.as_fd() {
@@ -196,7 +242,7 @@ impl Partial {
                 Err(_) => {}
             }
         }
-        end = end.min(range.start + STEP);
+        end = end.min(range.start + buf.len() as u64);
         if let Some(fd) = lower.as_fd()
             && let Ok(hole) = rustix::fs::seek(fd, rustix::fs::SeekFrom::Hole(range.start))
             && hole > range.start
@@ -204,8 +250,8 @@ impl Partial {
             // The next hole stays one.
             end = end.min(hole.next_multiple_of(self.block()));
         }
-        let mut data = vec![0; (end - range.start) as usize];
-        self.read_lower(&mut data, range.start)?;
+        let data = &mut buf[..(end - range.start) as usize];
+        self.read_lower(data, range.start)?;
         Ok((Some(data), end))
     }
 
@@ -234,10 +280,11 @@ impl Partial {
         let mut at = blocks.start << shift;
         let end = (blocks.end << shift).min(state.limit);
         debug_assert!(map.next_absent(blocks.clone()) == Some(blocks));
+        let mut buf = vec![0; STEP.min(end.saturating_sub(at)) as usize];
         while at < end {
-            let (data, next) = self.read_next(&(at..end))?;
+            let (data, next) = self.read_next(&(at..end), &mut buf)?;
             match data {
-                Some(data) => self.file.write_all_at(&data, at)?,
+                Some(data) => self.file.write_all_at(data, at)?,
                 None => self.make_hole(at..next)?,
             }
             at = next;
@@ -280,7 +327,7 @@ impl Partial {
         if let Some(value) = &kept.capability {
             xattr::set(Target::Fd(self.file.as_fd()), CAPABILITY.as_ref(), value, 0)?;
         }
-        if self.file.metadata()?.permissions().mode() != kept.mode {
+        if kept.mode & 0o6000 != 0 && self.file.metadata()?.permissions().mode() != kept.mode {
             self.file
                 .set_permissions(std::fs::Permissions::from_mode(kept.mode & 0o7777))?;
         }

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rustix::fs::FallocateFlags;
 
 use super::super::error::{Error, Result};
@@ -31,7 +31,8 @@ use crate::layer::upper::Upper;
 const MARK_LIMIT: usize = 2048;
 
 /// A partial file. Operations take `state`, shared where they leave the map alone, and nothing else while they hold it; it is held
-/// across the copying of the blocks that one operation needs.
+/// across the copying of the blocks that one operation needs. What changes data or attributes and leaves the map alone takes
+/// `filling` before, shared, and so waits for the background, which readers of the data do not.
 #[derive(Debug)]
 pub(crate) struct Partial {
     /// Immutable.
@@ -48,8 +49,12 @@ pub(crate) struct Partial {
     pub(super) record: PartialRecord,
     /// `volatile` or `fsync=0`. Immutable.
     pub(super) no_sync: bool,
+    /// See above. Held for writing while blocks are filled and the attributes that this changes are put back.
+    pub(super) filling: RwLock<()>,
     /// See above.
     pub(super) state: RwLock<State>,
+    /// Blocks that were filled and are not claimed yet. Changed while `state` is held, upgradable or for writing.
+    pub(super) filled: Mutex<Vec<Range<u64>>>,
     /// Why nothing can be read any more; set once.
     broken: OnceLock<String>,
     /// How large the mark may be. Atomic, changed under `state`.
@@ -102,7 +107,9 @@ impl Partial {
             lower,
             record,
             no_sync,
+            filling: RwLock::new(()),
             state: RwLock::new(state),
+            filled: Mutex::new(Vec::new()),
             broken: OnceLock::new(),
             mark_limit: AtomicUsize::new(MARK_LIMIT),
             ready: AtomicBool::new(false),
@@ -159,9 +166,9 @@ impl Partial {
         (state.limit.saturating_sub(present), state.limit)
     }
 
-    /// Runs what changes attributes that filling blocks has to keep, apart from that.
+    /// Runs what reads or changes attributes that filling blocks has to keep, apart from that. Not to be nested.
     pub(crate) fn beside_fill<T>(&self, change: impl FnOnce() -> T) -> T {
-        let _state = self.state.read();
+        let _filling = self.filling.read();
         change()
     }
 
@@ -256,6 +263,7 @@ impl Partial {
         self.usable()?;
         self.touch();
         let end = offset + data.len() as u64;
+        let _filling = self.filling.read();
         {
             let state = self.state.read();
             if state.done || state.map.has(self.blocks(offset..end, state.limit)) {
@@ -263,6 +271,7 @@ impl Partial {
             }
         }
         let mut state = self.state.write();
+        self.claim_filled(&mut state)?;
         let blocks = self.blocks(offset..end, state.limit);
         if state.done || state.map.has(blocks.clone()) {
             return write_fully(&self.file, data, offset);
@@ -420,6 +429,7 @@ impl Partial {
         self.usable()?;
         self.touch();
         let mut state = self.state.write();
+        self.claim_filled(&mut state)?;
         if state.done || size >= state.limit {
             return Ok(self.file.set_len(size)?);
         }
@@ -462,6 +472,7 @@ impl Partial {
             .checked_add(length)
             .ok_or(Error::Errno(libc::EFBIG))?;
         let mut state = self.state.write();
+        self.claim_filled(&mut state)?;
         let blocks = self.blocks(offset..end, state.limit);
         let zeroes = !state.done && flags.intersects(zeroes) && !blocks.is_empty();
         if zeroes && !state.map.has(blocks.clone()) {
