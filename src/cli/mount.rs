@@ -39,6 +39,9 @@ pub(super) struct MountArgs {
     /// Where the daemon writes its log
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
+    /// Serve the mount with all rights that the command was given, to find a fault
+    #[arg(long)]
+    no_sandbox: bool,
     /// Which platform of the image, such as linux/arm64
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<String>,
@@ -103,6 +106,9 @@ impl MountArgs {
                 return Err(mount::MountError::from(error).into());
             }
             _ => {}
+        }
+        if self.no_sandbox {
+            options.sandbox = false;
         }
         if self.ro {
             options.flags |= MountFlags::RDONLY;

@@ -31,11 +31,13 @@ pub struct Session {
     inner: fuser::Session<Adaptor>,
     /// Immutable but for the atomics within.
     counters: Arc<Counters>,
+    /// Nodes whose data is to be invalidated: taken by the thread that does it.
+    data: Receiver<NodeId>,
 }
 
 impl Session {
-    /// Answers the kernel's first message on `device`, by which the mount was made. Nothing else is answered until
-    /// [`Session::run`].
+    /// Answers the kernel's first message on `device`, by which the mount was made. Nothing else is answered, and no thread
+    /// started, until [`Session::run`].
     pub fn new(
         union: Arc<Union>,
         device: OwnedFd,
@@ -52,17 +54,17 @@ impl Session {
             Access::RootAndOwner => SessionACL::RootAndOwner,
         };
         let inner = fuser::Session::from_fd(adaptor, device, acl, config)?;
-        let (sender, receiver) = channel();
-        let notifier = inner.notifier();
-        thread::Builder::new()
-            .name("invalidate".into())
-            .spawn(move || invalidate_data(&receiver, &notifier))?;
+        let (sender, data) = channel();
         union.set_notify(Arc::new(Invalidator {
             notifier: inner.notifier(),
             may_store: shared.agreed().store,
             data: Mutex::new(sender),
         }));
-        Ok(Session { inner, counters })
+        Ok(Session {
+            inner,
+            counters,
+            data,
+        })
     }
 
     /// Counters of single operations.
@@ -72,6 +74,10 @@ impl Session {
 
     /// Serves requests until the mount is gone; then the union has let go of its layers.
     pub fn run(self) -> io::Result<()> {
+        let (data, notifier) = (self.data, self.inner.notifier());
+        thread::Builder::new()
+            .name("invalidate".into())
+            .spawn(move || invalidate_data(&data, &notifier))?;
         end_of_connection(self.inner.run())
     }
 }

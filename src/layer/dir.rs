@@ -18,7 +18,7 @@ use super::node::PathNode;
 use super::owners::OwnerShift;
 use super::tree::{Tree, TreeOptions, lower_node, to_stat};
 use super::{Access, Layer, LayerEntry, LayerLookup, Marks, Node, OverlayHandle, RealFile, Stat};
-use crate::sys::handle::{filesystem_uuid, open_by_handle};
+use crate::sys::handle::{filesystem_uuid, stat_by_handle};
 use crate::sys::mount_clone::read_only_clone;
 use crate::sys::xattr::{self, Target};
 
@@ -106,8 +106,8 @@ impl Handles {
         let Some((kind, data)) = decode_handle(&self.uuid, handle) else {
             return Ok(None);
         };
-        match open_by_handle(self.mount.as_fd(), kind, data) {
-            Ok(fd) => Ok(Some(to_stat(&rustix::fs::fstat(fd)?))),
+        match stat_by_handle(self.mount.as_fd(), kind, data) {
+            Ok(stat) => Ok(Some(to_stat(&stat))),
             Err(e) => match e.raw_os_error() {
                 // No privilege; no such inode any more; no handle of this filesystem after all.
                 Some(

@@ -23,6 +23,7 @@ use crate::layer::upper::{AccessTimes, Namespace, Upper, UpperOptions};
 use crate::sys::caps;
 use crate::sys::fusedev;
 use crate::sys::mount::{self as sys_mount, FuseMount, MountFlags};
+use crate::sys::sandbox::{self, Needs};
 use crate::union::params::RedirectDir;
 use crate::union::{Params, Union};
 
@@ -83,6 +84,8 @@ pub(super) struct Mounted {
     pub(super) private: Option<PrivateUpper>,
     /// Keeps the layers of an image from being removed.
     pub(super) guard: Option<LayerGuard>,
+    /// Where it is to be served, unless that was declined.
+    pub(super) sandbox: Option<sandbox::Ready>,
 }
 
 /// What the process may do, which decides how the mount is made.
@@ -228,6 +231,9 @@ fn compose_within(
         params.metacopy = metacopy(options, rights);
         params.data_layers = lowers.len() - merged;
         let union = Arc::new(Union::new(layers, upper, params)?);
+        // Whoever sees the mount may unmount what the layers lie on.
+        let sandbox = options.sandbox.then(|| sandboxed(&lowers, &uppers));
+        let sandbox = sandbox.transpose()?;
         let session = connect(
             request,
             &mountpoint,
@@ -236,9 +242,9 @@ fn compose_within(
             &union,
             settings,
         )?;
-        Ok((session, union))
+        Ok((session, union, sandbox))
     };
-    let (session, union) = match done() {
+    let (session, union, sandbox) = match done() {
         Ok(done) => done,
         Err(e) => {
             if let Some(private) = private {
@@ -258,7 +264,19 @@ fn compose_within(
         upper: uppers.into_iter().next().map(|place| place.path),
         private,
         guard: sources.guard,
+        sandbox,
     })
+}
+
+fn sandboxed(lowers: &[Place], uppers: &[Place]) -> Result<sandbox::Ready, MountError> {
+    let paths = |places: &[Place]| -> Vec<PathBuf> {
+        places.iter().map(|place| place.path.clone()).collect()
+    };
+    let needs = Needs {
+        read: &paths(lowers),
+        written: &paths(uppers),
+    };
+    sandbox::prepare(&needs).map_err(|e| MountError::Io("the sandbox", e))
 }
 
 fn sources(request: &MountRequest) -> Result<Sources, MountError> {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::error::MountError;
+use super::outside::Outside;
 use super::state::{self, Found, Record};
 use crate::fuse::Counters;
 use crate::sys::mount::{mount_table, set_filesystem_read_only};
@@ -78,26 +79,40 @@ pub(super) struct Control {
     path: PathBuf,
 }
 
+/// A place where it can be asked, by nobody yet.
+pub(super) struct Place {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+/// Makes the socket of the mount that is named `id`.
+pub(super) fn listen(dir: &Path, id: &str) -> io::Result<Place> {
+    let path = state::socket_path(dir, id);
+    let listener = by_descriptor(&path, |path| UnixListener::bind(path))?;
+    Ok(Place { path, listener })
+}
+
 impl Control {
     pub(super) fn start(
-        dir: &Path,
+        place: Place,
         info: Info,
         union: &Arc<Union>,
         counters: Arc<Counters>,
+        outside: &Arc<Outside>,
     ) -> io::Result<Control> {
-        let path = state::socket_path(dir, &info.record.id);
-        let listener = by_descriptor(&path, |path| UnixListener::bind(path))?;
+        let Place { path, listener } = place;
+        let outside = outside.clone();
         let union = Arc::downgrade(union);
         thread::Builder::new()
             .name("control".into())
             .spawn(move || {
                 for client in listener.incoming() {
                     let (info, union) = (info.clone(), union.clone());
-                    let counters = counters.clone();
+                    let (counters, outside) = (counters.clone(), outside.clone());
                     // On a thread of its own: a completion takes its time.
                     let started = thread::Builder::new().name("answer".into()).spawn(move || {
-                        let answered =
-                            client.and_then(|client| answer(client, &info, &union, &counters));
+                        let answered = client
+                            .and_then(|client| answer(client, &info, &union, &counters, &outside));
                         if let Err(e) = answered {
                             log::debug!("a question was not answered: {e}");
                         }
@@ -113,9 +128,7 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        if let Err(e) = std::fs::remove_file(&self.path) {
-            log::info!("{} is not removed: {e}", self.path.display());
-        }
+        state::remove(&self.path);
     }
 }
 
@@ -124,6 +137,7 @@ fn answer(
     info: &Info,
     union: &Weak<Union>,
     counters: &Counters,
+    outside: &Outside,
 ) -> io::Result<()> {
     client.set_read_timeout(Some(CLIENT_LIMIT))?;
     client.set_write_timeout(Some(CLIENT_LIMIT))?;
@@ -150,16 +164,14 @@ fn answer(
             let path = Path::new(std::ffi::OsStr::from_bytes(&path));
             to_json(union.complete(path, &|| false))?
         }
-        (Question::ReadOnly(wanted), Some(_)) => {
-            to_json(set_own_read_only(&info.record.mountpoint, wanted))?
-        }
+        (Question::ReadOnly(wanted), Some(_)) => to_json(outside.set_read_only(wanted))?,
     };
     text.push(b'\n');
     (&client).write_all(&text)
 }
 
 /// The daemon sees the mount where it made it, which its clients in other namespaces may not.
-fn set_own_read_only(mountpoint: &Path, wanted: bool) -> io::Result<()> {
+pub(super) fn set_own_read_only(mountpoint: &Path, wanted: bool) -> io::Result<()> {
     let here = mount_table()?
         .iter()
         .filter(|entry| entry.mountpoint == mountpoint)

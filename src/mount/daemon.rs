@@ -1,28 +1,30 @@
 //! The process that serves a mount, and what its starter is told.
 
-use std::io::{self, Read, Write};
-use std::path::Path;
-use std::thread;
+use std::io::{self, PipeWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{SigSet, Signal};
 
 use super::completing::{self, Completing};
 use super::compose::{MountRequest, Mounted, compose, prepare};
-use super::control::{Control, Info};
+use super::control::{self, Control, Info};
 use super::error::MountError;
 use super::log::Log;
 use super::options::Complete;
+use super::outside::{Outside, Scene};
 use super::state::{Record, Registration};
 use super::{private, runtime};
+use crate::fuse::Session;
 use crate::sys::daemon::{
     Forked, Inherited, detach_stdio, fork_daemon, how_it_ended, outlive_starter,
 };
 use crate::sys::memory;
 use crate::sys::mount as sys_mount;
-
-/// The kernel reads ahead as far as on a disk that is striped; FUSE's own limit is 128 KiB.
-const READ_AHEAD_KIB: u32 = 1024;
+use crate::sys::sandbox;
+use crate::union::Union;
 
 /// Where the mount is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +88,7 @@ fn answer(from_daemon: &mut impl Read) -> io::Result<Option<(u8, String)>> {
 
 /// The process that waits for the mount.
 struct Starter {
-    to_parent: io::PipeWriter,
+    to_parent: PipeWriter,
     inherited: Inherited,
 }
 
@@ -126,13 +128,23 @@ fn serve(
     let runtime = runtime::create();
     let dir = runtime.as_deref().ok();
     let log = Log::start(log, dir, &id, starter.is_some(), request.options.debug)?;
-    if let Err(e) = &runtime {
-        log::warn!("the mount cannot be asked anything, as there is no place for its socket: {e}");
-    }
+    let runtime = runtime
+        .inspect_err(|e| {
+            log::warn!(
+                "the mount cannot be asked anything, as there is no place for its socket: {e}"
+            );
+        })
+        .ok();
     match start(request, &id) {
         Ok((mounted, signals)) => {
-            let complete = request.options.complete;
-            run(mounted, id, dir, log, (signals, complete), starter)
+            let served = Served {
+                id,
+                runtime,
+                log,
+                signals,
+                complete: request.options.complete,
+            };
+            run(mounted, served, starter)
         }
         Err(e) => {
             // The starter is told.
@@ -153,151 +165,243 @@ fn start(request: &MountRequest, id: &str) -> Result<(Mounted, SigSet), MountErr
     Ok((compose(request, prepared, id)?, signals))
 }
 
-fn run(
-    mounted: Mounted,
+/// How a mount is served.
+struct Served {
+    /// Names it among the others.
     id: String,
-    runtime: Option<&Path>,
+    /// Where it can be found.
+    runtime: Option<PathBuf>,
     log: Log,
-    (signals, complete): (SigSet, Option<Complete>),
+    /// Those that unmount it, blocked.
+    signals: SigSet,
+    complete: Option<Complete>,
+}
+
+fn run(mounted: Mounted, served: Served, starter: Option<Starter>) -> Result<(), MountError> {
+    let scene = Scene {
+        id: served.id.clone(),
+        mountpoint: mounted.mountpoint.clone(),
+        runtime: served.runtime.clone(),
+        log: served.log.clone(),
+        private: mounted.private.as_ref().map(|p| p.dir().to_owned()),
+        detached: starter.is_some(),
+    };
+    let outside = if mounted.sandbox.is_some() {
+        Outside::beside(scene).map_err(|e| MountError::Io("the process outside of the sandbox", e))
+    } else {
+        Ok(Outside::Here(scene))
+    };
+    let outside = match outside {
+        Ok(outside) => Arc::new(outside),
+        Err(e) => {
+            give_up(sys_mount::unmount(&mounted.mountpoint, true));
+            return Err(e);
+        }
+    };
+    serve_mounted(mounted, served, starter, &outside)
+}
+
+/// The failed mount must not stay.
+fn give_up(unmounted: io::Result<()>) {
+    if let Err(e) = unmounted {
+        log::warn!("the mount is left without a daemon: {e}");
+    }
+}
+
+fn serve_mounted(
+    mounted: Mounted,
+    served: Served,
     starter: Option<Starter>,
+    outside: &Arc<Outside>,
 ) -> Result<(), MountError> {
+    let record = record(&mounted, &served, outside);
+    let registered = served.runtime.as_deref().and_then(|dir| {
+        register(dir, &record)
+            .inspect_err(|e| log::warn!("the mount cannot be asked anything: {e}"))
+            .ok()
+    });
     let Mounted {
         session,
         union,
         mountpoint,
-        source,
-        image,
-        layers,
-        upper,
-        work,
         private,
         guard,
+        sandbox,
+        ..
     } = mounted;
-    let record = Record {
-        id,
-        mountpoint: mountpoint.clone(),
-        source,
-        image,
-        layers: layers.iter().map(|l| l.display().to_string()).collect(),
-        upper: upper.map(|upper| upper.display().to_string()),
-        work: work.map(|work| work.display().to_string()),
-        private: private.is_some(),
-        pid: std::process::id(),
-        since: SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |now| now.as_secs()),
-        log: log.path.as_ref().map(|path| path.display().to_string()),
-    };
-    let counters = session.counters();
-    let failed = |e| MountError::Io("cannot start a thread", e);
-    let serving = thread::Builder::new()
-        .name("session".into())
-        .spawn(move || session.run())
-        .map_err(failed)?;
-    let registration = runtime.and_then(|dir| {
-        let info = Info {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            passthrough: union.params().passthrough,
-            writeback: union.params().writeback,
-            read_only: union.params().read_only,
-            record: record.clone(),
-        };
-        register(dir, &record)
-            .and_then(|registration| {
-                Ok((registration, Control::start(dir, info, &union, counters)?))
-            })
-            .inspect_err(|e| log::warn!("the mount cannot be asked anything: {e}"))
-            .ok()
+    let code = memory::Code::find()
+        .inspect_err(|e| log::debug!("the code of the start stays in memory: {e}"))
+        .ok();
+    let ready = shut_in(sandbox, starter);
+    let ready = ready.and_then(|to_parent| {
+        let started = start_threads(
+            session,
+            &union,
+            record,
+            registered,
+            &served,
+            &mountpoint,
+            outside,
+        )?;
+        Ok((to_parent, started))
     });
-    let interrupted = mountpoint.clone();
-    thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || unmount_on(&signals, &interrupted))
-        .map_err(failed)?;
-
-    let tending = Completing::start(&union, complete, private.is_some());
+    let (to_parent, threads) = match ready {
+        Ok(ready) => ready,
+        Err(e) => {
+            give_up(outside.unmount(true));
+            return Err(e);
+        }
+    };
+    let tending = Completing::start(&union, served.complete, private.is_some());
 
     // From here on the only files made are those of programs, whose own umask comes with each request. Any other would take
     // bits away that are set again by a call more.
     rustix::process::umask(rustix::fs::Mode::empty());
 
-    let ready = answers(&mountpoint).and_then(|()| match starter {
-        Some(starter) => tell_starter(starter),
-        None => Ok(()),
+    let answers = |e| MountError::Path("the mount does not answer:", mountpoint.clone(), e);
+    let ready = outside.touch().map_err(answers).and_then(|()| {
+        let Some(mut to_parent) = to_parent else {
+            return Ok(());
+        };
+        outlive_starter()
+            .and_then(|()| to_parent.write_all(&[0]))
+            .map_err(|e| MountError::Io("cannot go into the background", e))
     });
     if let Err(e) = ready {
-        if let Err(e) = sys_mount::unmount(&mountpoint, true) {
-            log::warn!("{} is not unmounted: {e}", mountpoint.display());
-        }
+        give_up(outside.unmount(true));
         return Err(e);
     }
     // Once nobody waits for the mount.
-    if let Some(dir) = runtime {
-        runtime::sweep_logs(dir);
-    }
+    outside.sweep_logs();
     memory::give_back();
-    if let Err(e) = memory::drop_code() {
+    if let Some(code) = code
+        && let Err(e) = code.let_go()
+    {
         log::debug!("the code of the start stays in memory: {e}");
     }
-    let served = serving
+    let Threads {
+        serving,
+        registered,
+    } = threads;
+    let ended = serving
         .join()
         .unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
-    if served.is_err()
-        && let Err(e) = sys_mount::unmount(&mountpoint, true)
-    {
-        log::warn!("{} is left without a daemon: {e}", mountpoint.display());
+    if ended.is_err() {
+        give_up(outside.unmount(true));
     }
     drop(tending);
-    if private.is_none() && complete != Some(Complete::Never) {
+    if private.is_none() && served.complete != Some(Complete::Never) {
         completing::at_the_end(&union);
     }
     // The layers first: whoever waits for the mount to be gone may want to unmount what they lie on.
     drop(union);
     drop(guard);
-    if let Some(private) = private {
-        private.discard();
+    outside.discard();
+    drop(private);
+    if registered.is_some() {
+        outside.finish();
     }
-    if let Some((registration, control)) = registration {
-        drop(control);
-        log.end();
-        drop(registration);
-    }
-    served.map_err(|e| MountError::Io("the connection to the kernel", e))
+    drop(registered);
+    ended.map_err(|e| MountError::Io("the connection to the kernel", e))
 }
 
-fn register(dir: &Path, record: &Record) -> io::Result<Registration> {
-    Registration::new(dir, record)
-}
-
-/// The mount answers: a program may be started on it.
-fn answers(mountpoint: &Path) -> Result<(), MountError> {
-    std::fs::metadata(mountpoint)
-        .map_err(|e| MountError::Path("the mount does not answer:", mountpoint.to_owned(), e))?;
-    let widened = sys_mount::device_of(mountpoint)
-        .and_then(|device| sys_mount::set_read_ahead(&device, READ_AHEAD_KIB));
-    if let Err(e) = widened {
-        log::debug!("the readahead stays as it is: {e}");
+fn record(mounted: &Mounted, served: &Served, outside: &Outside) -> Record {
+    let shown = |path: &Path| path.display().to_string();
+    Record {
+        id: served.id.clone(),
+        mountpoint: mounted.mountpoint.clone(),
+        source: mounted.source.clone(),
+        image: mounted.image.clone(),
+        layers: mounted.layers.iter().map(|l| shown(l)).collect(),
+        upper: mounted.upper.as_deref().map(shown),
+        work: mounted.work.as_deref().map(shown),
+        private: mounted.private.is_some(),
+        pid: std::process::id(),
+        outside: outside.process(),
+        since: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| now.as_secs()),
+        log: served.log.path.as_deref().map(shown),
     }
-    Ok(())
 }
 
-fn tell_starter(starter: Starter) -> Result<(), MountError> {
-    let Starter {
-        mut to_parent,
-        inherited,
-    } = starter;
-    let told = || -> io::Result<()> {
-        std::env::set_current_dir("/")?;
-        outlive_starter()?;
-        detach_stdio()?;
-        inherited.close();
-        to_parent.write_all(&[0])
-    };
-    told().map_err(|e| MountError::Io("cannot go into the background", e))
+fn register(dir: &Path, record: &Record) -> io::Result<(Registration, control::Place)> {
+    let registration = Registration::new(dir, record)?;
+    Ok((registration, control::listen(dir, &record.id)?))
+}
+
+/// The last that happens with all rights and before any other thread. Returns where the starter waits for a word.
+fn shut_in(
+    sandbox: Option<sandbox::Ready>,
+    starter: Option<Starter>,
+) -> Result<Option<PipeWriter>, MountError> {
+    let to_parent = starter
+        .map(go_into_background)
+        .transpose()
+        .map_err(|e| MountError::Io("cannot go into the background", e))?;
+    if let Some(sandbox) = sandbox {
+        let walls = sandbox.enter();
+        let walls = walls.map_err(|e| MountError::Io("the sandbox", e))?;
+        log::debug!("{walls:?}");
+    }
+    Ok(to_parent)
+}
+
+fn go_into_background(starter: Starter) -> io::Result<PipeWriter> {
+    std::env::set_current_dir("/")?;
+    detach_stdio()?;
+    starter.inherited.close();
+    Ok(starter.to_parent)
+}
+
+/// What runs until the mount is gone.
+struct Threads {
+    serving: JoinHandle<io::Result<()>>,
+    /// Lets others find the mount, and ask it.
+    registered: Option<(Registration, Control)>,
+}
+
+fn start_threads(
+    session: Session,
+    union: &Arc<Union>,
+    record: Record,
+    registered: Option<(Registration, control::Place)>,
+    served: &Served,
+    mountpoint: &Path,
+    outside: &Arc<Outside>,
+) -> Result<Threads, MountError> {
+    let failed = |e| MountError::Io("cannot start a thread", e);
+    let counters = session.counters();
+    let serving = thread::Builder::new()
+        .name("session".into())
+        .spawn(move || session.run())
+        .map_err(failed)?;
+    let registered = registered.and_then(|(registration, place)| {
+        let info = Info {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            passthrough: union.params().passthrough,
+            writeback: union.params().writeback,
+            read_only: union.params().read_only,
+            record,
+        };
+        Control::start(place, info, union, counters, outside)
+            .inspect_err(|e| log::warn!("the mount cannot be asked anything: {e}"))
+            .ok()
+            .map(|control| (registration, control))
+    });
+    let (signals, mountpoint, outside) = (served.signals, mountpoint.to_owned(), outside.clone());
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || unmount_on(&signals, &mountpoint, &outside))
+        .map_err(failed)?;
+    Ok(Threads {
+        serving,
+        registered,
+    })
 }
 
 /// The first signal unmounts; where the mount is busy, the next one detaches it.
-fn unmount_on(signals: &SigSet, mountpoint: &Path) {
+fn unmount_on(signals: &SigSet, mountpoint: &Path, outside: &Outside) {
     let mut lazy = false;
     loop {
         match signals.wait() {
@@ -307,7 +411,7 @@ fn unmount_on(signals: &SigSet, mountpoint: &Path) {
                 return;
             }
         }
-        match sys_mount::unmount(mountpoint, lazy) {
+        match outside.unmount(lazy) {
             Ok(()) => return,
             Err(e) => log::error!(
                 "{} is not unmounted: {e}; the next signal detaches it",

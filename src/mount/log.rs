@@ -2,12 +2,18 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use super::error::MountError;
 
+/// The number of the descriptor of the file that this process logs to, once there is one: it is never closed.
+static DESCRIPTOR: OnceLock<RawFd> = OnceLock::new();
+
 /// Where the daemon writes what goes wrong.
+#[derive(Clone, Debug)]
 pub(super) struct Log {
     /// Immutable.
     pub(super) path: Option<PathBuf>,
@@ -44,19 +50,28 @@ impl Log {
             .filter_level(level)
             .parse_default_env()
             .format(write);
+        let mut descriptor = None;
         if let Some(path) = &path {
             let file =
                 open_log(path).map_err(|e| MountError::Path("the log file", path.clone(), e))?;
+            descriptor = Some(file.as_raw_fd());
             builder.target(env_logger::Target::Pipe(Box::new(file)));
         }
         if builder.try_init().is_err() {
             ::log::debug!("the log goes where it went before");
+        } else if let Some(descriptor) = descriptor {
+            DESCRIPTOR.get_or_init(|| descriptor);
         }
         std::panic::set_hook(Box::new(|info| ::log::error!("{info}")));
         Ok(Log {
             path,
             default: given.is_none(),
         })
+    }
+
+    /// What must stay open for the log to be written to.
+    pub(super) fn descriptor() -> Option<RawFd> {
+        DESCRIPTOR.get().copied()
     }
 
     /// Nothing more is written: an empty log is of no use.

@@ -7,6 +7,7 @@
 //! - `lowers`: opens its lower layers, from their trees or their indexes;
 //! - `daemon`: the process that serves it, and what its starter is told;
 //! - `completing`: the thread that completes what was copied up by blocks;
+//! - `outside`: what that process has others do once it is in its sandbox;
 //! - `log`: what the daemon writes when something goes wrong;
 //! - `control`, `state`: how other processes find a mount and ask about it.
 
@@ -21,6 +22,7 @@ mod log;
 mod lowers;
 mod mapping;
 mod options;
+mod outside;
 mod private;
 mod remount;
 mod runtime;

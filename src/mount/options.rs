@@ -78,6 +78,8 @@ pub struct MountOptions {
     pub layer_index: LayerIndex,
     /// `debug`.
     pub debug: bool,
+    /// `sandbox`.
+    pub sandbox: bool,
 }
 
 /// What `partial` says.
@@ -151,6 +153,7 @@ impl Default for MountOptions {
             passthrough_lower: None,
             layer_index: LayerIndex::default(),
             debug: false,
+            sandbox: true,
         }
     }
 }
@@ -271,6 +274,7 @@ const NAMED_ONCE: &[&str] = &[
     "squash_to_gid",
     "noxattrs",
     "layer_index",
+    "sandbox",
 ];
 
 /// Options that are known elsewhere, and why they are not here.
@@ -461,6 +465,7 @@ impl MountOptions {
                     _ => return Err(wrong("auto, always or never")),
                 });
             }
+            "sandbox" => self.sandbox = on_off(&text).ok_or_else(|| wrong("on or off"))?,
             "layer_index" => {
                 self.layer_index = match &*text {
                     "on" => LayerIndex::Stored,

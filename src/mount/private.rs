@@ -68,6 +68,11 @@ impl PrivateUpper {
         self.dir.join("work")
     }
 
+    /// Where it lies.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Throws it away. Best effort: what is left over is swept by the next command.
     pub(super) fn discard(self) {
         discard(&self.dir);
@@ -165,7 +170,8 @@ fn set_aside(dir: &Path) -> io::Result<Option<PathBuf>> {
     Ok(Some(new))
 }
 
-fn discard(dir: &Path) {
+/// Throws away the private upper in `dir`, which is held. Best effort, likewise.
+pub(super) fn discard(dir: &Path) {
     match set_aside(dir) {
         Ok(Some(aside)) => remove_tree(&aside),
         Ok(None) => {}

@@ -72,6 +72,9 @@ pub struct Record {
     pub private: bool,
     /// The daemon.
     pub pid: u32,
+    /// What acts for the daemon outside of its sandbox, in the mount namespace that the mount was made in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<u32>,
     /// When it was mounted, in seconds since the epoch.
     pub since: u64,
     /// Where the daemon writes its log.
@@ -99,7 +102,7 @@ pub(super) struct Registration {
     _lock: File,
 }
 
-fn record_path(dir: &Path, id: &str) -> PathBuf {
+pub(super) fn record_path(dir: &Path, id: &str) -> PathBuf {
     dir.join(format!("{id}.json"))
 }
 
@@ -131,7 +134,7 @@ impl Drop for Registration {
 }
 
 /// Best effort: what stays is swept by the next command.
-fn remove(path: &Path) {
+pub(super) fn remove(path: &Path) {
     if let Err(e) = fs::remove_file(path)
         && e.kind() != io::ErrorKind::NotFound
     {
@@ -214,7 +217,7 @@ pub fn list() -> Result<Vec<(Record, MountState)>, MountError> {
         let mounted = table.iter().any(is_here)
             // Engines mount in namespaces of their own.
             || (found.alive
-                && mount_table_of(found.record.pid)
+                && mount_table_of(found.record.outside.unwrap_or(found.record.pid))
                     .is_ok_and(|table| table.iter().any(is_here)));
         let state = match (mounted, found.alive) {
             (true, true) => MountState::Mounted,
@@ -435,6 +438,7 @@ mod tests {
             work: None,
             private: false,
             pid: 1,
+            outside: None,
             since: 2,
             log: None,
         }

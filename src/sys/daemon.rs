@@ -50,6 +50,51 @@ pub fn fork_daemon() -> io::Result<Forked> {
     }
 }
 
+/// Which of two processes is running that go on side by side.
+#[derive(Debug)]
+pub enum Beside {
+    /// The one that was there, with the number of the new one.
+    Old(Pid),
+    /// The new one. All descriptors are its own as well, so that those it does not need must be closed:
+    /// [`close_all_but`].
+    New,
+}
+
+/// Makes a process that goes on beside this one. Fails when there are other threads, which would not exist in it.
+pub fn fork_beside() -> io::Result<Beside> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other(
+            "cannot fork: the process has several threads",
+        ));
+    }
+    // SAFETY: this is the only thread, so no lock is held by a thread that the new process does not have.
+    match unsafe { fork() }? {
+        ForkResult::Parent { child } => Ok(Beside::Old(child)),
+        ForkResult::Child => Ok(Beside::New),
+    }
+}
+
+/// Closes all descriptors but the standard three and `kept`, whoever owns them. What owned them must never be used, nor
+/// dropped, again: to be called in a new process that does nothing of what the old one did.
+pub fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
+    let mut kept: Vec<libc::c_uint> = kept.iter().map(|fd| *fd as libc::c_uint).collect();
+    kept.sort_unstable();
+    let mut from: libc::c_uint = 3;
+    for last in kept.into_iter().map(Some).chain([None]) {
+        let until = last.map_or(libc::c_uint::MAX, |fd| fd.saturating_sub(1));
+        if until >= from {
+            // SAFETY: the caller gives up whatever owned these descriptors.
+            if unsafe { libc::syscall(libc::SYS_close_range, from, until, 0) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        if let Some(fd) = last {
+            from = from.max(fd + 1);
+        }
+    }
+    Ok(())
+}
+
 /// The daemon goes on when its starter ends.
 pub fn outlive_starter() -> io::Result<()> {
     Ok(set_parent_process_death_signal(None)?)

@@ -6,8 +6,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
+use rustix::fs::Stat;
+
+use super::elsewhere;
+
 /// The longest handle that any filesystem makes (`MAX_HANDLE_SZ`).
-const MAX_HANDLE: usize = 128;
+pub(super) const MAX_HANDLE: usize = 128;
 
 /// The kernel's `struct file_handle` with room for the longest handle.
 #[repr(C, align(8))]
@@ -65,9 +69,22 @@ pub fn name_to_handle(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<Fi
     }
 }
 
-/// Opens what a handle names with `O_PATH`, in the filesystem of `mount`, which must not itself be an `O_PATH` descriptor.
-/// Needs `CAP_DAC_READ_SEARCH`.
-pub fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, data: &[u8]) -> io::Result<OwnedFd> {
+/// Attributes of what a handle names in the filesystem of `mount`, which must not be an `O_PATH` descriptor. Needs
+/// `CAP_DAC_READ_SEARCH`.
+pub fn stat_by_handle(mount: BorrowedFd<'_>, kind: i32, data: &[u8]) -> io::Result<Stat> {
+    match elsewhere::stat_by_handle(mount, kind, data) {
+        Some(found) => found,
+        None => stat_here(mount, kind, data),
+    }
+}
+
+/// The same, whatever this process may have others do for it.
+pub(super) fn stat_here(mount: BorrowedFd<'_>, kind: i32, data: &[u8]) -> io::Result<Stat> {
+    Ok(rustix::fs::fstat(open_by_handle(mount, kind, data)?)?)
+}
+
+/// Opens what a handle names with `O_PATH`, in the filesystem of `mount`.
+fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, data: &[u8]) -> io::Result<OwnedFd> {
     if data.len() > MAX_HANDLE {
         return Err(io::ErrorKind::InvalidInput.into());
     }

@@ -12,17 +12,30 @@ pub fn give_back() {
     }
 }
 
-/// Lets go of the pages of program code: most of what ran until now runs only at the start. What runs again is mapped again
-/// from the page cache.
-pub fn drop_code() -> io::Result<()> {
-    for (start, length) in code(&std::fs::read_to_string("/proc/self/maps")?) {
-        // SAFETY: the range is a private mapping of a file that is not writable and holds code, which nothing in this
-        // process changes, so that its pages are the file's own: they come back as they were when they are used next.
-        if unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
+/// Where the code of this process lies: it is looked up while `/proc` can be read.
+#[derive(Debug)]
+pub struct Code(Vec<(usize, usize)>);
+
+impl Code {
+    /// Finds it. What is mapped now must stay mapped.
+    pub fn find() -> io::Result<Code> {
+        Ok(Code(code(&std::fs::read_to_string("/proc/self/maps")?)))
     }
-    Ok(())
+
+    /// Lets go of its pages: most of what ran until now runs only at the start. What runs again is mapped again from the
+    /// page cache.
+    pub fn let_go(&self) -> io::Result<()> {
+        for &(start, length) in &self.0 {
+            let start = start as *mut libc::c_void;
+            // SAFETY: the range is a private mapping of a file that is not writable and holds code, which nothing in this
+            // process changes or unmaps, so that its pages are the file's own: they come back as they were when they are
+            // used next.
+            if unsafe { libc::madvise(start, length, libc::MADV_DONTNEED) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Start and length of each mapping of a file that can be run and not written, of a `/proc/PID/maps`.
@@ -62,7 +75,7 @@ mod tests {
 
     #[test]
     fn the_program_goes_on_without_its_code_in_memory() {
-        drop_code().unwrap();
+        Code::find().unwrap().let_go().unwrap();
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         assert!(!code(&maps).is_empty());
     }

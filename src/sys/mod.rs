@@ -2,6 +2,7 @@
 
 pub mod caps;
 pub mod daemon;
+pub mod elsewhere;
 pub mod fusedev;
 pub mod handle;
 pub mod mapped;
@@ -11,6 +12,7 @@ pub mod mount_clone;
 pub mod mountinfo;
 pub mod path_fd;
 pub mod priority;
+pub mod sandbox;
 pub mod task;
 pub mod writeback;
 pub mod xattr;

@@ -7,6 +7,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 const MOUNT_ATTR_RDONLY: u64 = 0x1;
+const MOUNT_ATTR_NOSUID: u64 = 0x2;
+const MOUNT_ATTR_NODEV: u64 = 0x4;
+const MOUNT_ATTR_NOEXEC: u64 = 0x8;
 const MOUNT_ATTR_ATIME: u64 = 0x70;
 const MOUNT_ATTR_NOATIME: u64 = 0x10;
 const MOUNT_ATTR_STRICTATIME: u64 = 0x20;
@@ -56,6 +59,17 @@ pub fn read_only_clone(dir: BorrowedFd<'_>) -> io::Result<MountClone> {
         }
         Err(e) => Err(e),
     }
+}
+
+/// Takes from a detached mount, and from all those below it, the right to write, to run programs and to reach devices.
+pub fn lock_down(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = MountAttr {
+        set: MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
+        clear: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    set_attributes(mount, &attr, libc::AT_EMPTY_PATH | libc::AT_RECURSIVE)
 }
 
 /// When reading through a mount changes access times.
@@ -108,13 +122,17 @@ fn clone_of(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 }
 
 fn mount_setattr(mount: BorrowedFd<'_>, attr: &MountAttr) -> io::Result<()> {
+    set_attributes(mount, attr, libc::AT_EMPTY_PATH)
+}
+
+fn set_attributes(mount: BorrowedFd<'_>, attr: &MountAttr, flags: i32) -> io::Result<()> {
     // SAFETY: the path is terminated, `attr` has the kernel's layout and its true size is passed; both outlive the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            flags,
             std::ptr::from_ref(attr),
             size_of::<MountAttr>(),
         )

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use super::elsewhere;
+
 /// `SIGKILL` in the masks of `/proc/PID/status`.
 const KILL: u64 = 1 << (libc::SIGKILL - 1);
 
@@ -9,10 +11,30 @@ const KILL: u64 = 1 << (libc::SIGKILL - 1);
 /// becomes a pending `SIGKILL` of each thread. False for 0, which stands for a thread that is not seen from here, and
 /// wherever nothing can be told.
 pub fn is_being_killed(thread: u32) -> bool {
-    if thread == 0 || !proc_is_ours() {
-        return false;
+    has_kill(&status(thread))
+}
+
+/// Whether a process, named likewise, has a supplementary group. One that cannot be told of has none.
+pub fn has_group(process: u32, group: u32) -> bool {
+    status(process)
+        .lines()
+        .find_map(|line| line.strip_prefix("Groups:"))
+        .is_some_and(|groups| groups.split_whitespace().any(|g| g.parse() == Ok(group)))
+}
+
+/// What `/proc/PID/status` says, as far as it is asked for here.
+fn status(task: u32) -> String {
+    elsewhere::task_status(task).unwrap_or_else(|| status_here(task))
+}
+
+/// The same, whatever this process may have others do for it.
+pub(super) fn status_here(task: u32) -> String {
+    if task == 0 || !proc_is_ours() {
+        return String::new();
     }
-    fs::read_to_string(format!("/proc/{thread}/status")).is_ok_and(|status| has_kill(&status))
+    // A process may have any bytes for its name.
+    let status = fs::read(format!("/proc/{task}/status")).unwrap_or_default();
+    String::from_utf8_lossy(&status).into_owned()
 }
 
 /// The `/proc` that is mounted here may be another pid namespace's, in which the number is somebody else.

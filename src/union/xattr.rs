@@ -14,6 +14,7 @@ use super::inode::{Inode, UpperPart};
 use super::types::{Caller, NodeId};
 use crate::layer::upper::{Namespace, Upper};
 use crate::layer::{Layer, format};
+use crate::sys::task;
 
 impl Union {
     fn namespace(&self) -> Namespace {
@@ -163,7 +164,7 @@ impl Union {
     /// Whether the caller is in a group, given by its id on disk.
     pub(crate) fn in_group(&self, caller: &Caller, gid: u32) -> bool {
         let group = self.params.ids.gid_inside(gid);
-        caller.gid == group || has_group(caller.pid, group)
+        caller.gid == group || task::has_group(caller.pid, group)
     }
 }
 
@@ -174,15 +175,4 @@ fn take_sgid(upper: &Upper, part: &UpperPart, it_does: bool) -> Result<()> {
         upper.chmod(&part.node, mode & !libc::S_ISGID)?;
     }
     Ok(())
-}
-
-/// Whether a process has a supplementary group. A process that cannot be asked has none.
-fn has_group(pid: u32, group: u32) -> bool {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else {
-        return false;
-    };
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("Groups:"))
-        .is_some_and(|groups| groups.split_whitespace().any(|g| g.parse() == Ok(group)))
 }

@@ -143,6 +143,9 @@ impl Upper {
             what: "workdir",
             path: work,
         };
+        if let Err(e) = boot_id() {
+            log::info!("the time since the machine was started has no name: {e}");
+        }
         let root_fd = up.open()?;
         let base = wk.open()?;
         check_pair(&up, &root_fd, &wk, &base)?;
@@ -356,8 +359,14 @@ fn forget_volatile(scratch: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Names the time since the machine was started. It is read once: a process in a sandbox cannot any more.
 pub(super) fn boot_id() -> io::Result<String> {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+    static READ: OnceLock<String> = OnceLock::new();
+    if let Some(id) = READ.get() {
+        return Ok(id.clone());
+    }
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(READ.get_or_init(|| id).clone())
 }
 
 /// Records, in the kernel's form, that a crash of the machine may lose what is written from now on.

@@ -1,0 +1,326 @@
+//! What a mount needs done outside of the sandbox in which it is served: unmounting, other flags for the mount, and what is
+//! taken away at the end. All of it is settled before the first request; of the process that serves come one-byte orders
+//! to do it now, and no path.
+//!
+//! Where there is no sandbox the same is done right here. Else another process does it, which was forked from the one that
+//! serves, holds nothing of the mount open, and ends with it.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::thread;
+
+use nix::unistd::Pid;
+use parking_lot::Mutex;
+use rustix::io::retry_on_intr;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, recv, send, shutdown,
+    socketpair,
+};
+use rustix::process::{WaitOptions, waitpid};
+
+use super::log::Log;
+use super::{control, private, runtime, state};
+use crate::sys::daemon::{Beside, close_all_but, detach_stdio, fork_beside};
+use crate::sys::elsewhere;
+use crate::sys::mount as sys_mount;
+
+/// The kernel reads ahead as far as on a disk that is striped; FUSE's own limit is 128 KiB.
+const READ_AHEAD_KIB: u32 = 1024;
+
+/// Longer than any text of an error that is passed on.
+const LONGEST: usize = 4096;
+
+/// All that it takes. Immutable.
+#[derive(Debug)]
+pub(super) struct Scene {
+    /// Names the mount among the others.
+    pub(super) id: String,
+    pub(super) mountpoint: PathBuf,
+    /// Where the record, the socket and the log lie.
+    pub(super) runtime: Option<PathBuf>,
+    pub(super) log: Log,
+    /// Holds an upper that is thrown away.
+    pub(super) private: Option<PathBuf>,
+    /// Standard input, output and error are somebody else's.
+    pub(super) detached: bool,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Order {
+    Touch = 1,
+    Unmount,
+    Detach,
+    ReadOnly,
+    Writable,
+    SweepLogs,
+    Discard,
+    Finish,
+}
+
+impl Order {
+    const ALL: [Order; 8] = [
+        Order::Touch,
+        Order::Unmount,
+        Order::Detach,
+        Order::ReadOnly,
+        Order::Writable,
+        Order::SweepLogs,
+        Order::Discard,
+        Order::Finish,
+    ];
+
+    fn from_byte(byte: u8) -> Option<Order> {
+        Order::ALL.into_iter().find(|order| *order as u8 == byte)
+    }
+}
+
+impl Scene {
+    fn follow(&self, order: Order) -> io::Result<()> {
+        match order {
+            Order::Touch => self.touch()?,
+            Order::Unmount => sys_mount::unmount(&self.mountpoint, false)?,
+            Order::Detach => sys_mount::unmount(&self.mountpoint, true)?,
+            Order::ReadOnly => control::set_own_read_only(&self.mountpoint, true)?,
+            Order::Writable => control::set_own_read_only(&self.mountpoint, false)?,
+            Order::SweepLogs => self.runtime.iter().for_each(|dir| runtime::sweep_logs(dir)),
+            Order::Discard => self.private.iter().for_each(|dir| private::discard(dir)),
+            Order::Finish => self.finish(),
+        }
+        Ok(())
+    }
+
+    fn touch(&self) -> io::Result<()> {
+        std::fs::metadata(&self.mountpoint)?;
+        let widened = sys_mount::device_of(&self.mountpoint)
+            .and_then(|device| sys_mount::set_read_ahead(&device, READ_AHEAD_KIB));
+        if let Err(e) = widened {
+            log::debug!("the readahead stays as it is: {e}");
+        }
+        Ok(())
+    }
+
+    /// The record goes last: who waits for the mount to be gone waits for that.
+    fn finish(&self) {
+        if let Some(dir) = &self.runtime {
+            state::remove(&state::socket_path(dir, &self.id));
+        }
+        self.log.end();
+        if let Some(dir) = &self.runtime {
+            state::remove(&state::record_path(dir, &self.id));
+        }
+    }
+}
+
+/// Where it is done.
+#[derive(Debug)]
+pub(super) enum Outside {
+    /// In this process.
+    Here(Scene),
+    /// In another.
+    Beside(Other),
+}
+
+/// The process outside.
+#[derive(Debug)]
+pub(super) struct Other {
+    /// Held from an order until its answer.
+    socket: Mutex<OwnedFd>,
+    /// Immutable.
+    process: Pid,
+}
+
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
+}
+
+impl Outside {
+    /// Starts the process. Must be called while this one has no other thread.
+    pub(super) fn beside(scene: Scene) -> io::Result<Outside> {
+        let (orders, their_orders) = pair()?;
+        let (questions, their_questions) = pair()?;
+        match fork_beside()? {
+            Beside::Old(process) => {
+                // It has closed its copies of all that this process holds: locks among them, and the connection.
+                let mut ready = [0];
+                drop(their_orders);
+                if retry_on_intr(|| recv(&orders, &mut ready, RecvFlags::empty()))?.0 == 0 {
+                    return Err(io::Error::other("the process outside does not start"));
+                }
+                elsewhere::ask_at(questions);
+                Ok(Outside::Beside(Other {
+                    socket: Mutex::new(orders),
+                    process,
+                }))
+            }
+            Beside::New => {
+                let code = match attend(&scene, &their_orders, their_questions) {
+                    Ok(()) => 0,
+                    Err(e) => {
+                        log::error!("outside of the sandbox: {e}");
+                        1
+                    }
+                };
+                // Never back into what the other process goes on with.
+                std::process::exit(code)
+            }
+        }
+    }
+
+    /// The number of the process outside, which is in the mount namespace in which the mount was made.
+    pub(super) fn process(&self) -> Option<u32> {
+        match self {
+            Outside::Here(_) => None,
+            Outside::Beside(other) => u32::try_from(other.process.as_raw()).ok(),
+        }
+    }
+
+    fn order(&self, order: Order) -> io::Result<()> {
+        match self {
+            Outside::Here(scene) => scene.follow(order),
+            Outside::Beside(other) => other.order(order),
+        }
+    }
+
+    /// Waits until the mount answers.
+    pub(super) fn touch(&self) -> io::Result<()> {
+        self.order(Order::Touch)
+    }
+
+    /// `lazy`: also where it is busy.
+    pub(super) fn unmount(&self, lazy: bool) -> io::Result<()> {
+        self.order(if lazy { Order::Detach } else { Order::Unmount })
+    }
+
+    /// Takes the right to write away from the filesystem, or gives it back.
+    pub(super) fn set_read_only(&self, wanted: bool) -> io::Result<()> {
+        self.order(if wanted {
+            Order::ReadOnly
+        } else {
+            Order::Writable
+        })
+    }
+
+    /// Takes away old logs of other mounts. Best effort.
+    pub(super) fn sweep_logs(&self) {
+        self.attempt(Order::SweepLogs);
+    }
+
+    /// Throws the private upper away. Best effort: the next command sweeps what is left.
+    pub(super) fn discard(&self) {
+        self.attempt(Order::Discard);
+    }
+
+    /// Takes away the socket, an empty log, and the record last; then the process outside ends. Best effort: what stays
+    /// is swept by the next command.
+    pub(super) fn finish(&self) {
+        self.attempt(Order::Finish);
+        if let Outside::Beside(other) = self {
+            if let Err(e) = shutdown(&*other.socket.lock(), Shutdown::Both) {
+                log::debug!("the process outside: {e}");
+            }
+            // Nobody else would take its remains away where there is no init.
+            let pid = rustix::process::Pid::from_raw(other.process.as_raw());
+            if let Err(e) = retry_on_intr(|| waitpid(pid, WaitOptions::empty())) {
+                log::debug!("the process outside: {e}");
+            }
+        }
+    }
+
+    fn attempt(&self, order: Order) {
+        if let Err(e) = self.order(order) {
+            log::warn!("{order:?}: {e}");
+        }
+    }
+}
+
+impl Other {
+    fn order(&self, order: Order) -> io::Result<()> {
+        let socket = self.socket.lock();
+        retry_on_intr(|| send(&*socket, &[order as u8], SendFlags::NOSIGNAL))?;
+        let mut answer = [0; LONGEST];
+        let (got, _) = retry_on_intr(|| recv(&*socket, &mut answer, RecvFlags::empty()))?;
+        drop(socket);
+        let Some((error, text)) = answer[..got].split_first_chunk() else {
+            return Err(io::Error::other("the process outside has ended"));
+        };
+        match (i32::from_ne_bytes(*error), text) {
+            (0, []) => Ok(()),
+            (0, text) => Err(io::Error::other(String::from_utf8_lossy(text).into_owned())),
+            (error, _) => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+/// The life of the process outside: it ends when the other one has.
+fn attend(scene: &Scene, orders: &OwnedFd, questions: OwnedFd) -> io::Result<()> {
+    let mut kept = vec![orders.as_raw_fd(), questions.as_raw_fd()];
+    kept.extend(Log::descriptor());
+    close_all_but(&kept)?;
+    if scene.detached {
+        detach_stdio()?;
+    }
+    std::env::set_current_dir("/")?;
+    thread::Builder::new()
+        .name("questions".into())
+        .spawn(move || {
+            if let Err(e) = elsewhere::answer(&questions) {
+                log::debug!("questions: {e}");
+            }
+        })?;
+    retry_on_intr(|| send(orders, &[0], SendFlags::NOSIGNAL))?;
+    loop {
+        // Room for one byte more, so that what is no order is not taken for one.
+        let mut order = [0; 2];
+        let (got, _) = retry_on_intr(|| recv(orders, &mut order, RecvFlags::empty()))?;
+        let answer = match (got, Order::from_byte(order[0])) {
+            (0, _) => return Ok(()),
+            (1, Some(order)) => encode(scene.follow(order)),
+            _ => encode(Err(io::ErrorKind::InvalidInput.into())),
+        };
+        match retry_on_intr(|| send(orders, &answer, SendFlags::NOSIGNAL)) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::PIPE) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// The number of an error, or 0 and its text where it has none.
+fn encode(done: io::Result<()>) -> Vec<u8> {
+    let Err(e) = done else {
+        return 0i32.to_ne_bytes().to_vec();
+    };
+    let mut bytes = e.raw_os_error().unwrap_or(0).to_ne_bytes().to_vec();
+    if e.raw_os_error().is_none() {
+        bytes.extend_from_slice(e.to_string().as_bytes());
+        bytes.truncate(LONGEST);
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_and_answers_are_read_as_they_were_written() {
+        for order in Order::ALL {
+            assert_eq!(Order::from_byte(order as u8), Some(order));
+        }
+        assert_eq!(Order::from_byte(0), None);
+        assert_eq!(Order::from_byte(9), None);
+        assert_eq!(encode(Ok(())), [0; 4]);
+        let text = encode(Err(io::Error::other("busy")));
+        assert_eq!(&text[4..], b"busy");
+        let number = encode(Err(io::Error::from_raw_os_error(libc::EBUSY)));
+        assert_eq!(number, libc::EBUSY.to_ne_bytes());
+    }
+}
