@@ -190,7 +190,8 @@ impl Partial {
             self.add_filled(blocks);
         }
         self.restore(&kept)?;
-        Ok(Some(end))
+        // On a block: a file that ends within one would find its last block, which is not claimed yet, absent for ever.
+        Ok(Some(end.next_multiple_of(self.block())))
     }
 
     /// Remembers blocks to be claimed. Precondition: `state` is held so that nobody else changes the file.
