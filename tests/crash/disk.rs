@@ -6,13 +6,14 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
@@ -267,37 +268,69 @@ impl Drop for Disk {
 }
 
 /// The filesystem on an image, mounted.
-pub(crate) struct Mounted(PathBuf);
+pub(crate) struct Mounted {
+    dir: PathBuf,
+    image: PathBuf,
+}
+
+/// How long a filesystem may be in use after its unmount: a mount namespace that was copied meanwhile, by whatever program, holds it.
+const BUSY: Duration = Duration::from_secs(120);
+
+/// Whether a loop device has this file.
+fn is_attached(image: &Path) -> bool {
+    let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    devices
+        .filter_map(|device| fs::read(device.path().join("loop/backing_file")).ok())
+        .any(|backing| backing.trim_ascii_end() == image.as_os_str().as_bytes())
+}
 
 impl Mounted {
     /// Mounts it, which replays its journal; the error is the program's.
     pub(crate) fn try_new(fstype: &str, image: &Path, dir: PathBuf) -> Result<Mounted, String> {
         fs::create_dir_all(&dir).unwrap();
         let mut mount = Command::new("mount");
+        // Where the disk before is in use for longer than is waited for.
+        let options = if fstype == "xfs" {
+            "loop,nouuid"
+        } else {
+            "loop"
+        };
         mount
-            .args(["-t", fstype, "-o", "loop"])
+            .args(["-t", fstype, "-o", options])
             .arg(image)
             .arg(&dir);
         let finished = program::run(&mut mount, Duration::from_secs(60));
         if finished.success() {
-            return Ok(Mounted(dir));
+            return Ok(Mounted {
+                dir,
+                image: image.to_owned(),
+            });
         }
         Err(finished.text)
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.dir
     }
 
     /// Makes everything on it durable.
     pub(crate) fn sync(&self) {
-        rustix::fs::syncfs(File::open(&self.0).unwrap()).unwrap();
+        rustix::fs::syncfs(File::open(&self.dir).unwrap()).unwrap();
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        crate::common::mount::detach(&self.0);
+        crate::common::mount::detach(&self.dir);
+        // Two of the same uuid cannot be mounted at once.
+        let begin = Instant::now();
+        while is_attached(&self.image) {
+            if begin.elapsed() > BUSY {
+                eprintln!("{} is in use still", self.image.display());
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 
