@@ -249,10 +249,11 @@ impl Union {
         {
             file.sync_all()?;
         }
+        // Nothing may fail between the index entry and the name.
+        let real_ino = staged.stat()?.ino;
         if let Some(indexed) = &indexed {
             upper.index_add(&indexed.handle, staged.node())?;
         }
-        let real_ino = staged.stat()?.ino;
         let published = self.publish_copy(upper, inode, staged, origin.is_some());
         let node = match (published, &indexed) {
             (Ok(node), _) => node,
@@ -422,11 +423,17 @@ impl Union {
                 self.mark_impure(upper, &dentry.parent, &parent)?;
             }
             let published = upper.publish(staged, &parent.node, &dentry.name, Replace::Nothing)?;
-            upper.set_times(
+            // It is there: an error now would leave it to nobody.
+            if let Err(e) = upper.set_times(
                 &parent.node,
                 Some(TimeSet::At(before.atime)),
                 Some(TimeSet::At(before.mtime)),
-            )?;
+            ) {
+                log::warn!(
+                    "the times of {name:?}'s directory show its copy-up: {e}",
+                    name = dentry.name
+                );
+            }
             if let Some(listing) = dir.listing.lock().as_mut() {
                 listing.mark_upper(&dentry.name);
             }

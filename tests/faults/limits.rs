@@ -1,0 +1,1 @@
+//! Descriptors, memory and panics at their limits.
