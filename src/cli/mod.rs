@@ -203,7 +203,17 @@ fn dispatch(words: &[OsString]) -> Result<(), CliError> {
                 "name a command; acetate --help lists them".into(),
             ))
         }
-        Err(e) => Err(CliError::Usage(first_words(&e.to_string()))),
+        Err(e) => {
+            let said = first_words(&e.to_string());
+            // What is wrong before a program runs is told apart from the program's own codes.
+            Err(match rest.get(at..) {
+                Some([first, ..]) if first == "run" => CliError::Run(ContainerError::Usage(said)),
+                Some([group, first, ..]) if group == "container" && first == "run" => {
+                    CliError::Run(ContainerError::Usage(said))
+                }
+                _ => CliError::Usage(said),
+            })
+        }
     }
 }
 

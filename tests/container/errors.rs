@@ -28,6 +28,7 @@ fn what_cannot_be_run_is_told_and_leaves_nothing() {
         ),
         (125, &["--tmpfs", "/t", "-v", "aa:/t", "bb"], "two volumes"),
         (125, &["--tmpfs", "/t:frob", "bb"], "frob"),
+        (125, &["--frob", "bb"], "--frob"),
         (125, &["--net", "bridge", "bb"], "none and host"),
         (125, &["--name", "a/b", "bb"], "invalid container name"),
         (125, &["-u", "nobody", "bb"], "unable to find user nobody"),
