@@ -60,6 +60,15 @@ pub fn micros(us: f64) -> String {
     format!("{value:.digits$} {unit}")
 }
 
+/// Seconds of a processor, which are counted in ticks of a hundredth.
+fn processor_time(seconds: f64) -> String {
+    if seconds < 0.01 {
+        "<10 ms".into()
+    } else {
+        micros(seconds * 1e6)
+    }
+}
+
 /// `0.001×`, `0.01×`, `3.4×`, `1000×`.
 fn times(value: f64) -> String {
     let digits = if value < 0.000_95 {
@@ -100,6 +109,7 @@ mod tests {
         ] {
             assert_eq!(micros(value), text);
         }
+        assert_eq!([0.0, 0.02].map(processor_time), ["<10 ms", "20 ms"]);
         let multiples = [0.0001, 0.001, 0.012, 1.0, 1000.0].map(times);
         assert_eq!(multiples, ["0.0001×", "0.001×", "0.01×", "1.0×", "1000×"]);
         assert_eq!(

@@ -11,7 +11,7 @@ svg{max-width:100%;height:auto;font:13px system-ui,sans-serif}\
 .grid{stroke:#e3e3e3}.tick{stroke:#888}.num{fill:#444;font-variant-numeric:tabular-nums}.axis{fill:#444;font-style:italic}\
 table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}\
 td,th{padding:2px 8px;text-align:right;border-bottom:1px solid #e3e3e3;vertical-align:top}\
-td:first-child,th:first-child,.text td,.text th{text-align:left}\
+td:first-child,th:first-child,.text td,.text th,.words{text-align:left!important}\
 .best{font-weight:700}.facts{color:#444;font-size:14px}.scroll{overflow-x:auto}";
 
 /// A whole page.

@@ -3,7 +3,7 @@
 use super::page::{details, facts, page, systems};
 use super::rivals_text::group_name;
 use super::svg::{Row, dots, escape, styles};
-use super::{bytes, micros, times};
+use super::{bytes, micros, processor_time, times};
 use crate::bench::rivals::{Cell, Group, Report};
 
 /// One self-contained page.
@@ -124,11 +124,11 @@ fn requests(report: &Report) -> String {
                 .map(|(name, count)| format!("{name} {}", each(**count)))
                 .collect();
             rows.push_str(&format!(
-                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class='words'>{}</td></tr>",
                 escape(&workload.name),
                 cell.operations,
                 each(daemon.asked()),
-                micros(daemon.cpu * 1e6),
+                escape(&processor_time(daemon.cpu)),
                 each(daemon.switches),
                 bytes(daemon.memory),
                 escape(&most.join(", "))
@@ -137,7 +137,7 @@ fn requests(report: &Report) -> String {
         if !rows.is_empty() {
             out.push_str(&format!(
                 "<h3>{}</h3><div class='scroll'><table><tr><th></th><th>operations</th><th>requests each</th>\
-                 <th>processor time</th><th>switches each</th><th>memory</th><th>most asked, each</th></tr>{rows}</table></div>",
+                 <th>processor time</th><th>switches each</th><th>memory</th><th class='words'>most asked, each</th></tr>{rows}</table></div>",
                 escape(&info.name)
             ));
         }

@@ -1,7 +1,7 @@
 //! The tables of everyday work.
 
 use super::table::columns;
-use super::{bytes, micros, times};
+use super::{bytes, micros, processor_time, times};
 use crate::bench::rivals::{Cell, Group, Report};
 
 /// The report as lines of text.
@@ -118,7 +118,7 @@ fn daemons(lines: &mut Vec<String>, report: &Report, system: usize, name: &str) 
             } else {
                 "-".into()
             },
-            micros(daemon.cpu * 1e6),
+            processor_time(daemon.cpu),
             each(daemon.switches),
             bytes(daemon.memory),
             most.join(", "),

@@ -65,11 +65,11 @@ pub fn trace_page(report: &Report) -> String {
     if !report.files.is_empty() {
         body.push_str(
             "<h2>All files</h2><div class='scroll'><table><tr><th>file</th><th>copied</th><th>size</th><th>time</th>\
-             <th>because of</th><th>advice</th></tr>",
+             <th class='words'>because of</th><th class='words'>advice</th></tr>",
         );
         for file in &report.files {
             body.push_str(&format!(
-                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class='words'>{}</td><td class='words'>{}</td></tr>",
                 escape(&file.path),
                 bytes(file.bytes),
                 bytes(file.size),
