@@ -5,10 +5,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+#[path = "fuzz/union.rs"]
+mod union;
+
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use acetate::image::{ImageError, probe};
 use acetate::layer::packed::{Index, seal};
+
+use common::{Watchdog, skip};
 
 /// The inputs of one target, by file name.
 fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
@@ -136,6 +143,31 @@ fn indexes_are_read() {
         match name.as_str() {
             "tree" | "damaged" => assert_eq!(check(&sealed), Ok(())),
             _ => assert!(check(&sealed).is_err(), "{name}"),
+        }
+    }
+}
+
+/// As the target `union` does it, with inputs that are the same in each run. `ACETATE_LONG=1`: fifty times as many.
+#[test]
+fn unions_are_like_a_plain_directory() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("unions", Duration::from_secs(280));
+    let rounds: u64 = match std::env::var_os("ACETATE_LONG") {
+        Some(_) => 5_000,
+        None => 100,
+    };
+    for round in 1..=rounds {
+        let mut state = round.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u8
+        };
+        let bytes: Vec<u8> = (0..1200).map(|_| next()).collect();
+        if let Err(panic) = std::panic::catch_unwind(|| union::run(&bytes)) {
+            eprintln!("round {round}");
+            std::panic::resume_unwind(panic);
         }
     }
 }
