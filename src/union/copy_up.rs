@@ -15,13 +15,14 @@
 //!   replayed whole and in order. (`auto_da_alloc` is of no help here: it is about a rename onto a file.)
 //! - xfs: its log is replayed in order of the log sequence numbers; a clone's extents and the new size are logged, after the
 //!   source's data was written.
+//! - btrfs: a commit holds all of them or none. The log of an fsync does not, and is kept from doing harm by the upper (see its
+//!   `order`).
 //!
 //! There a sync of each file, which is a commit of the journal, gives nothing that a program was promised: what it asks to be
 //! durable it fsyncs itself, and that reaches the upper file. This is the kernel's own choice with `metacopy=on`.
 //!
-//! Elsewhere, and where data was written, each copy is synced. A commit of btrfs holds all changes or none, but the log of a later
-//! fsync, of the directory or of another file in it, takes along that the copy exists, with its xattrs and the size 0. Delayed
-//! allocation writes data after the rename's transaction, and a disk's cache is flushed for the journal's device alone.
+//! Elsewhere, and where data was written, each copy is synced: delayed allocation writes data after the rename's
+//! transaction, and a disk's cache is flushed for the journal's device alone.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -247,7 +248,7 @@ impl Union {
         if let Some(file) = staged.file()
             && self.must_sync(upper, &copied)
         {
-            file.sync_all()?;
+            upper.sync_copy(file)?;
         }
         // Nothing may fail between the index entry and the name.
         let real_ino = staged.stat()?.ino;
@@ -500,7 +501,7 @@ impl Union {
         )?;
         let copied = copied?;
         if self.must_sync(upper, &copied) {
-            file.sync_all()?;
+            upper.sync_copy(file)?;
         }
         upper.set_mark(&part.node, &Mark::Metacopy(false))?;
         upper.set_mark(&part.node, &Mark::Redirect(None))?;

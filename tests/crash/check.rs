@@ -251,10 +251,12 @@ impl Judge<'_> {
                     _ => false,
                 });
             if !fits {
-                wrong.push(format!(
-                    "{path:?} never was so: {:?}",
-                    found.map(|f| &f.node)
-                ));
+                let node = found.map(|f| &f.node);
+                let data = found.and_then(|found| {
+                    let last = states.iter().rev().find_map(|s| s.names.get(path))?;
+                    wrong_data(&found.data, self.history.versions(*last, self.cut))
+                });
+                wrong.push(format!("{path:?} never was so: {node:?}, {data:?}"));
             }
         }
         let inodes: BTreeSet<Ino> = states[0]

@@ -2,9 +2,11 @@
 //!
 //! ext4 and xfs replay their journals in the order of the changes. btrfs commits all changes at once, but an fsync takes what one
 //! file needs ahead of the commit, by its log: that a neighbour exists, with its xattrs and the size 0; and that a file
-//! was renamed, without the whiteout that the rename left, so that what it hid would be there again. So on btrfs a file is
-//! synced before it gets its name, and names are committed before a program's fsync (found by cutting the power).
+//! was renamed, without the whiteout that the rename left, or the other way round. So on btrfs names are committed before any
+//! fsync, and copies are not fsynced but written: a commit has their data along with their names (found by cutting the
+//! power).
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,7 +70,19 @@ impl Upper {
     /// Whether the filesystem keeps the order of changes of metadata over a power cut, so that a file without data of its own
     /// need not be synced before it is named.
     pub fn keeps_order(&self) -> bool {
-        self.order.kind == Kind::Journal
+        matches!(self.order.kind, Kind::Journal | Kind::Log)
+    }
+
+    /// Sees to it that a file's data is never missing where its later name survives a power cut.
+    pub fn sync_copy(&self, file: &File) -> io::Result<()> {
+        if self.order.kind == Kind::Log {
+            match writeback::finish_btrfs(file.as_fd()) {
+                Ok(()) => return Ok(()),
+                Err(e) => log::debug!("a copy is synced: {e}"),
+            }
+            self.settle_names()?;
+        }
+        file.sync_all()
     }
 
     /// Whether the filesystem tells of data in a file, after a power cut, only where it was written: ext4 (with ordered data) and xfs

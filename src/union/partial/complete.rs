@@ -94,6 +94,7 @@ impl Partial {
         }
         self.claim_filled(&mut self.state.write())?;
         if !self.no_sync {
+            self.upper.settle_names()?;
             self.file.sync_data()?;
         }
         let mut state = self.state.write();

@@ -418,6 +418,7 @@ impl Partial {
                 map.add(gap.clone(), false);
             }
             if !self.no_sync {
+                self.upper.settle_names()?;
                 self.file.sync_data()?;
             }
             map.settle(&map.clone());
