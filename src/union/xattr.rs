@@ -135,11 +135,8 @@ impl Union {
         self.copy_up(&inode, Copy::Meta, Cause::new("removexattr", caller))?;
         let upper = self.upper()?;
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
-        let strip_sgid = name == acl::ACCESS && self.loses_sgid(caller, &upper.stat(&part.node)?);
-        apart_from_fill(&inode, || {
-            upper.remove_xattr(&part.node, &disk)?;
-            take_sgid(upper, &part, strip_sgid)
-        })?;
+        // Unlike the setting of an ACL, this leaves sgid alone, as the filesystems do.
+        apart_from_fill(&inode, || upper.remove_xattr(&part.node, &disk))?;
         self.forget_acl(&inode, name);
         Ok(())
     }

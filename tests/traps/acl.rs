@@ -164,6 +164,24 @@ fn an_acl_set_from_outside_the_group_takes_sgid_away() {
 }
 
 #[test]
+fn an_acl_removed_from_outside_the_group_leaves_sgid() {
+    require!(skip::privileged());
+    let build = |dir: &Path| {
+        let file = dir.join("file");
+        fs::write(&file, "data").unwrap();
+        chown(&file, Some(3000), Some(1002)).unwrap();
+        set(&file, ACCESS, &sample(7, 5, 7));
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o2770)).unwrap();
+    };
+    like_ext4("acl-removed", build, |script| {
+        let path = script.at("file");
+        let done = as_user(3000, 3000, || rustix::fs::lremovexattr(&path, ACCESS));
+        script.note("removed", done.map_err(Into::into));
+        script.stat("after", "file");
+    });
+}
+
+#[test]
 fn a_copied_up_directory_keeps_both_acls() {
     require!(skip::privileged());
     let build = |dir: &Path| {
