@@ -31,8 +31,8 @@ pub struct Session {
     inner: fuser::Session<Adaptor>,
     /// Immutable but for the atomics within.
     counters: Arc<Counters>,
-    /// Nodes whose data is to be invalidated: taken by the thread that does it.
-    data: Receiver<NodeId>,
+    /// What is to be invalidated: taken by the thread that does it.
+    stale: Receiver<Stale>,
 }
 
 impl Session {
@@ -54,16 +54,16 @@ impl Session {
             Access::RootAndOwner => SessionACL::RootAndOwner,
         };
         let inner = fuser::Session::from_fd(adaptor, device, acl, config)?;
-        let (sender, data) = channel();
+        let (sender, stale) = channel();
         union.set_notify(Arc::new(Invalidator {
             notifier: inner.notifier(),
             may_store: shared.agreed().store,
-            data: Mutex::new(sender),
+            queue: Mutex::new(sender),
         }));
         Ok(Session {
             inner,
             counters,
-            data,
+            stale,
         })
     }
 
@@ -74,10 +74,10 @@ impl Session {
 
     /// Serves requests until the mount is gone; then the union has let go of its layers.
     pub fn run(self) -> io::Result<()> {
-        let (data, notifier) = (self.data, self.inner.notifier());
+        let (stale, notifier) = (self.stale, self.inner.notifier());
         thread::Builder::new()
             .name("invalidate".into())
-            .spawn(move || invalidate_data(&data, &notifier))?;
+            .spawn(move || invalidate(&stale, &notifier))?;
         end_of_connection(self.inner.run())
     }
 }
@@ -91,13 +91,28 @@ fn end_of_connection(served: io::Result<()>) -> io::Result<()> {
     })
 }
 
+/// What the kernel is to forget of a node.
+#[derive(Clone, Copy, Debug)]
+enum Stale {
+    Data(NodeId),
+    Attr(NodeId),
+}
+
 /// Tells the kernel what to cache, and what no more.
 struct Invalidator {
     notifier: Notifier,
     /// See `Agreed::store`.
     may_store: bool,
     /// Protects itself; held only to queue.
-    data: Mutex<Sender<NodeId>>,
+    queue: Mutex<Sender<Stale>>,
+}
+
+impl Invalidator {
+    fn later(&self, stale: Stale) {
+        if self.queue.lock().send(stale).is_err() {
+            log::error!("{stale:?} was not invalidated: the thread for it has ended");
+        }
+    }
 }
 
 impl Notify for Invalidator {
@@ -110,9 +125,13 @@ impl Notify for Invalidator {
 
     /// By a thread of its own: the kernel waits for pages that may be waiting for the very request that asks.
     fn inval_data(&self, node: NodeId) {
-        if self.data.lock().send(node).is_err() {
-            log::error!("data of node {node} was not invalidated: the thread for it has ended");
-        }
+        self.later(Stale::Data(node));
+    }
+
+    /// By a thread of its own: where the kernel is about to drop the node, it waits for the writes of that node's data, and
+    /// whoever asks for the node waits for the kernel.
+    fn inval_attr_later(&self, node: NodeId) {
+        self.later(Stale::Attr(node));
     }
 
     fn store(&self, node: NodeId, data: &[u8]) {
@@ -126,10 +145,15 @@ impl Notify for Invalidator {
     }
 }
 
-fn invalidate_data(nodes: &Receiver<NodeId>, notifier: &Notifier) {
-    for node in nodes {
-        if let Err(e) = notifier.inval_inode(INodeNo(node), 0, 0) {
-            log::debug!("data of node {node} was not invalidated: {e}");
+fn invalidate(queue: &Receiver<Stale>, notifier: &Notifier) {
+    for stale in queue {
+        let (node, offset) = match stale {
+            Stale::Data(node) => (node, 0),
+            // By the kernel's rule: no data.
+            Stale::Attr(node) => (node, -1),
+        };
+        if let Err(e) = notifier.inval_inode(INodeNo(node), offset, 0) {
+            log::debug!("{stale:?} was not invalidated: {e}");
         }
     }
 }

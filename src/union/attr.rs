@@ -171,6 +171,9 @@ impl Union {
             SetAttr { atime: Some(_), .. } | SetAttr { mtime: Some(_), .. } => "utimes",
             _ => "loss of suid, sgid or capability",
         };
+        if self.is_last_word(&inode, set)? {
+            return self.do_getattr(node, set.handle);
+        }
         let how = match set.size {
             Some(0) => Copy::NoData,
             Some(_) => Copy::Data,
@@ -209,6 +212,32 @@ impl Union {
             self.kill_priv(caller, &inode)?;
         }
         self.do_getattr(node, set.handle)
+    }
+
+    /// Whether the request is what the writeback cache has to say of a file that lost its last name: the time of change, with the
+    /// time of modification that it had. Of a lower file there is no place left to keep it, and nobody who could ask for it
+    /// but by a descriptor; it is not copied up for that.
+    fn is_last_word(&self, inode: &Inode, set: &SetAttr) -> Result<bool> {
+        let SetAttr {
+            mode: None,
+            uid: None,
+            gid: None,
+            size: None,
+            atime: None,
+            mtime: Some(SetTime::At(mtime)),
+            ..
+        } = set
+        else {
+            return Ok(false);
+        };
+        {
+            let state = inode.state.read();
+            let gone = state.dentries.is_empty() && state.upper.is_none() && !inode.is_dir();
+            if !self.params.writeback || !gone {
+                return Ok(false);
+            }
+        }
+        Ok(self.stat(inode)?.mtime == *mtime)
     }
 
     /// Cuts or extends a file that has its data in the upper.

@@ -117,6 +117,25 @@ impl Handles {
     }
 }
 
+/// A write with the writeback cache on: when it is done, the kernel's idea of the allocated blocks is out of date.
+struct StaleBlocks<'a> {
+    union: &'a Union,
+    handle: &'a Handle,
+    /// The mode may have changed with it, by a program that waits for this very write.
+    killed: bool,
+}
+
+impl Drop for StaleBlocks<'_> {
+    fn drop(&mut self) {
+        let (node, notify) = (self.handle.open.node, self.union.notify.get());
+        match notify {
+            Some(notify) if self.union.params.writeback && self.killed => notify.inval_attr(node),
+            Some(notify) if self.union.params.writeback => notify.inval_attr_later(node),
+            _ => {}
+        }
+    }
+}
+
 impl Union {
     /// The real file of a handle: the upper's as soon as there is one, so that a descriptor opened before copy-up reads the
     /// new data afterwards.
@@ -169,6 +188,11 @@ impl Union {
         if let Some(writer) = &flags.kill_priv {
             self.kill_priv(writer, &handle.inode)?;
         }
+        let _stale = StaleBlocks {
+            union: self,
+            handle: &handle,
+            killed: flags.kill_priv.is_some(),
+        };
         if let Some(partial) = handle.inode.partial() {
             let written = partial.write(offset, data);
             self.note_copied_bytes(&handle.inode, partial.take_copied());
@@ -206,10 +230,16 @@ impl Union {
     }
 
     pub(crate) fn do_fsync(&self, id: HandleId, datasync: bool) -> Result<()> {
+        let handle = self.handles.get(id)?;
+        if self.params.writeback
+            && let Some(notify) = self.notify.get()
+        {
+            // What was written back is known when the program asks next.
+            notify.inval_attr(handle.open.node);
+        }
         if self.params.no_sync {
             return Ok(());
         }
-        let handle = self.handles.get(id)?;
         if let Some(upper) = &self.stack.upper {
             upper.settle_names()?;
         }

@@ -247,14 +247,12 @@ impl Union {
         Ok(opened)
     }
 
-    /// Whether attributes may change by such a descriptor without a request: times by a shared mapping, and with the writeback
-    /// cache the allocated blocks, which the kernel does not keep account of.
+    /// Whether attributes may change by such a descriptor without a request: times by a shared mapping. With the writeback cache
+    /// the kernel keeps the times; the allocated blocks, of which it keeps no account, change when it writes back, which is
+    /// told in `do_write`. To have the attributes asked for at each write would cost two requests for each: with them the
+    /// kernel forgets that the file has no capability to take away.
     fn changes_attributes_unseen(&self, flags: i32) -> bool {
-        match flags & libc::O_ACCMODE {
-            libc::O_RDONLY => false,
-            libc::O_RDWR => true,
-            _ => self.params.writeback,
-        }
+        flags & libc::O_ACCMODE == libc::O_RDWR && !self.params.writeback
     }
 
     /// Opens an inode that has what the flags need in the upper. `staged`: the real file, open already, and its mode.

@@ -123,6 +123,8 @@ pub trait BackingOpener {
 pub trait Notify: Send + Sync {
     /// The attributes of a node are to be asked for again.
     fn inval_attr(&self, node: NodeId);
+    /// The same, soon; may be called while the kernel writes the node's data back.
+    fn inval_attr_later(&self, node: NodeId);
     /// The attributes and cached data of a node are out of date.
     fn inval_data(&self, node: NodeId);
     /// These are the data of a node from its beginning, to be cached. The kernel waits for pages of the node that it is

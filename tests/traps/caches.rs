@@ -98,6 +98,47 @@ fn a_map_that_outlives_its_descriptor_keeps_attributes_fresh() {
 }
 
 #[test]
+fn a_write_into_the_writeback_cache_asks_for_nothing_else() {
+    require!(skip::privileged());
+    let rig = Rig::new("writeback", "passthrough=off", |_| {});
+    let file = fs::File::create(rig.at("new")).unwrap();
+    file.write_all_at(b"first", 0).unwrap();
+    let asked = || rig.operation("getattr") + rig.operation("getxattr");
+    let before = asked();
+    for i in 0..400 {
+        file.write_all_at(&[1; 4096], i * 4096).unwrap();
+    }
+    // What is written back meanwhile makes the kernel ask again.
+    let count = asked() - before;
+    assert!(count < 100, "asked {count} times for 400 writes");
+    file.sync_all().unwrap();
+    assert!(fs::metadata(rig.at("new")).unwrap().blocks() >= 3200);
+    drop(file);
+    rig.finish(|upper| assert_eq!(fs::metadata(upper.join("new")).unwrap().len(), 400 * 4096));
+}
+
+#[test]
+fn a_lower_file_is_not_copied_up_because_it_is_removed() {
+    require!(skip::privileged());
+    let names = || (0..20).map(|i| format!("file{i}"));
+    let rig = Rig::new("removed", "passthrough=off", |lower| {
+        for name in names() {
+            fs::write(lower.join(name), "data").unwrap();
+        }
+    });
+    // With the writeback cache the kernel tells the time of the removal of a file that is gone.
+    for name in names() {
+        assert_eq!(fs::metadata(rig.at(&name)).unwrap().mtime(), OLD);
+        fs::remove_file(rig.at(name)).unwrap();
+    }
+    assert_eq!(
+        (rig.counter("copy_up_data"), rig.counter("copy_up_meta")),
+        (0, 0)
+    );
+    rig.finish(|_| {});
+}
+
+#[test]
 fn names_that_were_missing_appear_at_once() {
     require!(skip::privileged());
     let rig = Rig::new("negative", "", |lower| {

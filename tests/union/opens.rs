@@ -15,6 +15,7 @@ struct Cache {
 
 impl Notify for Cache {
     fn inval_attr(&self, _: NodeId) {}
+    fn inval_attr_later(&self, _: NodeId) {}
     fn inval_data(&self, _: NodeId) {}
     fn store(&self, node: NodeId, data: &[u8]) {
         self.stored.lock().unwrap().push((node, data.to_vec()));
