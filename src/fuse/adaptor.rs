@@ -19,6 +19,7 @@ use super::convert::{check_name, errno, file_type, name_list, no_entry, plus_att
 use super::counters::Op;
 use super::init::negotiate;
 use super::passthrough::Opener;
+use super::replay::Once;
 use super::reply::{
     caller, rename_mode, reply_attr, reply_create, reply_empty, reply_entry, reply_open,
     reply_value,
@@ -157,8 +158,13 @@ impl Filesystem for Adaptor {
         reply: ReplyEntry,
     ) {
         self.serve(Op::Mknod, |union| {
-            let made = check_name(name)
-                .and_then(|name| union.mknod(&caller(request), parent.0, name, mode, umask, rdev));
+            let once = Once::name(union, request.unique().0, parent.0, name);
+            let made = check_name(name).and_then(|name| {
+                once.make(
+                    || union.mknod(&caller(request), parent.0, name, mode, umask, rdev),
+                    || union.unlink(parent.0, name),
+                )
+            });
             reply_entry(reply, made);
         });
     }
@@ -173,22 +179,31 @@ impl Filesystem for Adaptor {
         reply: ReplyEntry,
     ) {
         self.serve(Op::Mkdir, |union| {
-            let made = check_name(name)
-                .and_then(|name| union.mkdir(&caller(request), parent.0, name, mode, umask));
+            let once = Once::name(union, request.unique().0, parent.0, name);
+            let made = check_name(name).and_then(|name| {
+                once.make(
+                    || union.mkdir(&caller(request), parent.0, name, mode, umask),
+                    || union.rmdir(parent.0, name),
+                )
+            });
             reply_entry(reply, made);
         });
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.serve(Op::Unlink, |union| {
-            let removed = check_name(name).and_then(|name| union.unlink(parent.0, name));
+            let once = Once::name(union, request.unique().0, parent.0, name);
+            let removed = check_name(name)
+                .and_then(|name| once.remove(|| union.unlink(parent.0, name), libc::ENOENT));
             reply_empty(reply, removed);
         });
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.serve(Op::Rmdir, |union| {
-            let removed = check_name(name).and_then(|name| union.rmdir(parent.0, name));
+            let once = Once::name(union, request.unique().0, parent.0, name);
+            let removed = check_name(name)
+                .and_then(|name| once.remove(|| union.rmdir(parent.0, name), libc::ENOENT));
             reply_empty(reply, removed);
         });
     }
@@ -202,8 +217,12 @@ impl Filesystem for Adaptor {
         reply: ReplyEntry,
     ) {
         self.serve(Op::Symlink, |union| {
+            let once = Once::name(union, request.unique().0, parent.0, name);
             let made = check_name(name).and_then(|name| {
-                union.symlink(&caller(request), parent.0, name, target.as_os_str())
+                once.make(
+                    || union.symlink(&caller(request), parent.0, name, target.as_os_str()),
+                    || union.unlink(parent.0, name),
+                )
             });
             reply_entry(reply, made);
         });
@@ -220,13 +239,22 @@ impl Filesystem for Adaptor {
         reply: ReplyEmpty,
     ) {
         let (caller, name, new_name) = (caller(request), name.to_owned(), new_name.to_owned());
+        let unique = request.unique().0;
         // What is renamed may be a file of a lower layer, which is copied up first.
         self.serve_long(Op::Rename, true, move |union| {
             let renamed = rename_mode(flags).and_then(|mode| {
                 let (name, new_name) = (check_name(&name)?, check_name(&new_name)?);
-                union.rename(&caller, parent.0, name, new_parent.0, new_name, mode)
+                let to = (new_parent.0, new_name);
+                let once = Once::rename(union, unique, (parent.0, name), to, mode);
+                let renamed = once.moved(mode, to, || {
+                    union.rename(&caller, parent.0, name, new_parent.0, new_name, mode)
+                });
+                Ok((renamed, once))
             });
-            reply_empty(reply, renamed);
+            match renamed {
+                Ok((renamed, _once)) => reply_empty(reply, renamed),
+                Err(e) => reply.error(errno(&e)),
+            }
         });
     }
 
@@ -239,19 +267,23 @@ impl Filesystem for Adaptor {
         reply: ReplyEntry,
     ) {
         let (caller, new_name) = (caller(request), new_name.to_owned());
+        let unique = request.unique().0;
         self.serve_long(Op::Link, self.may_copy(node), move |union| {
-            let linked = check_name(&new_name)
-                .and_then(|new_name| union.link(&caller, node.0, new_parent.0, new_name));
+            let once = Once::name(union, unique, new_parent.0, &new_name);
+            let linked = check_name(&new_name).and_then(|new_name| {
+                let link = || union.link(&caller, node.0, new_parent.0, new_name);
+                once.link(link, (new_parent.0, new_name))
+            });
             reply_entry(reply, linked);
         });
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (caller, passthrough) = (caller(request), self.shared.agreed().passthrough);
+        let (caller, registrar) = (caller(request), self.shared.registrar());
         let changes = flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & libc::O_TRUNC != 0;
         let long = changes && self.may_copy(node);
         self.serve_long(Op::Open, long, move |union| {
-            let opener = Opener::for_open(&reply, passthrough);
+            let opener = Opener::for_open(&reply, &registrar);
             let opened = union.open(&caller, node.0, flags.0, &opener);
             reply_open(reply, opened);
         });
@@ -268,10 +300,15 @@ impl Filesystem for Adaptor {
         reply: ReplyCreate,
     ) {
         self.serve(Op::Create, |union| {
-            let opener = Opener::for_create(&reply, self.shared.agreed().passthrough);
+            let registrar = self.shared.registrar();
+            let opener = Opener::for_create(&reply, &registrar);
+            let once = Once::name(union, request.unique().0, parent.0, name);
             let created = check_name(name).and_then(|name| {
                 let caller = caller(request);
-                union.create(&caller, parent.0, name, mode, umask, flags, &opener)
+                once.make(
+                    || union.create(&caller, parent.0, name, mode, umask, flags, &opener),
+                    || union.unlink(parent.0, name),
+                )
             });
             reply_create(reply, created);
         });
@@ -473,9 +510,14 @@ impl Filesystem for Adaptor {
     ) {
         let allowed = self.xattrs();
         let (caller, name, value) = (caller(request), name.to_owned(), value.to_owned());
+        let unique = request.unique().0;
         self.serve_long(Op::Setxattr, self.may_copy(node), move |union| {
-            let set = allowed.and_then(|()| union.setxattr(&caller, node.0, &name, &value, flags));
-            reply_empty(reply, set);
+            let set = || union.setxattr(&caller, node.0, &name, &value, flags);
+            if flags & libc::XATTR_CREATE == 0 {
+                return reply_empty(reply, allowed.and_then(|()| set()));
+            }
+            let once = Once::xattr(union, unique, node.0, &name);
+            reply_empty(reply, allowed.and_then(|()| once.set(set)));
         });
     }
 
@@ -498,8 +540,11 @@ impl Filesystem for Adaptor {
     fn removexattr(&self, request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let allowed = self.xattrs();
         let (caller, name) = (caller(request), name.to_owned());
+        let unique = request.unique().0;
         self.serve_long(Op::Removexattr, self.may_copy(node), move |union| {
-            let removed = allowed.and_then(|()| union.removexattr(&caller, node.0, &name));
+            let once = Once::xattr(union, unique, node.0, &name);
+            let remove = || union.removexattr(&caller, node.0, &name);
+            let removed = allowed.and_then(|()| once.remove(remove, libc::ENODATA));
             reply_empty(reply, removed);
         });
     }

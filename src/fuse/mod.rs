@@ -6,6 +6,7 @@
 //! - `passthrough`: backing files of the requests at hand;
 //! - `counters`: how often each operation was asked, and how long it took;
 //! - `reply`: results as replies; `shared`: what all requests have in common;
+//! - `replay`: requests that must not be done twice;
 //! - `session`: the threads that serve a connection, and invalidations the other way.
 
 mod adaptor;
@@ -13,10 +14,11 @@ mod convert;
 mod counters;
 mod init;
 mod passthrough;
+mod replay;
 mod reply;
 mod session;
 mod shared;
 
 pub use counters::Counters;
 pub use init::Settings;
-pub use session::{Access, Session};
+pub use session::{Access, Connection, Session, TakeOver, can_resend};

@@ -8,7 +8,8 @@ use fuser::{
 };
 
 use super::convert::{attr, entry_attr, errno};
-use super::passthrough::backing_id;
+use super::passthrough::{backing_id, registered};
+use crate::sys::worker::{wrap_for_create, wrap_for_open};
 use crate::union::{Attr, Caller, Entry, Error, OpenMode, Opened, RenameMode, Result};
 
 pub(super) fn caller(request: &Request) -> Caller {
@@ -82,9 +83,14 @@ pub(super) fn reply_open(reply: ReplyOpen, result: Result<Opened>) {
     let (handle, flags) = (FileHandle(opened.handle), open_flags(&opened));
     match &opened.mode {
         OpenMode::Cached { .. } => reply.opened(handle, flags),
-        OpenMode::Passthrough(backing) => match backing_id(backing) {
-            Some(id) => reply.opened_passthrough(handle, flags, id),
-            None => reply.error(Errno::EIO),
+        OpenMode::Passthrough(backing) => match (backing_id(backing), registered(backing)) {
+            (Some(id), _) => reply.opened_passthrough(handle, flags, id),
+            (None, Some(registered)) => {
+                let id = wrap_for_open(&reply, registered.id());
+                reply.opened_passthrough(handle, flags, &id);
+                id.into_raw();
+            }
+            (None, None) => reply.error(Errno::EIO),
         },
     }
 }
@@ -101,9 +107,14 @@ pub(super) fn reply_create(reply: ReplyCreate, result: Result<(Entry, Opened)>) 
     let (handle, flags) = (FileHandle(opened.handle), open_flags(&opened));
     match &opened.mode {
         OpenMode::Cached { .. } => reply.created(&ttl, &attr, generation, handle, flags),
-        OpenMode::Passthrough(backing) => match backing_id(backing) {
-            Some(id) => reply.created_passthrough(&ttl, &attr, generation, handle, flags, id),
-            None => reply.error(Errno::EIO),
+        OpenMode::Passthrough(backing) => match (backing_id(backing), registered(backing)) {
+            (Some(id), _) => reply.created_passthrough(&ttl, &attr, generation, handle, flags, id),
+            (None, Some(registered)) => {
+                let id = wrap_for_create(&reply, registered.id());
+                reply.created_passthrough(&ttl, &attr, generation, handle, flags, &id);
+                id.into_raw();
+            }
+            (None, None) => reply.error(Errno::EIO),
         },
     }
 }

@@ -1,19 +1,23 @@
 //! The threads that serve a connection, and invalidations the other way.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use fuser::{Config, INodeNo, Notifier, SessionACL};
 use parking_lot::Mutex;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::adaptor::Adaptor;
 use super::counters::Counters;
 use super::init::Settings;
+use super::passthrough::{Keeper, Registered};
 use super::shared::Shared;
-use crate::union::{NodeId, Notify, Union};
+use crate::sys::worker::put_in_place;
+use crate::union::{Backing, Journal, NodeId, Notify, Union};
 
 /// Whose requests are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +33,8 @@ pub enum Access {
 pub struct Session {
     /// Owned.
     inner: fuser::Session<Adaptor>,
+    /// Where the kernel is to send again what was not answered.
+    resend: Option<Arc<OwnedFd>>,
     /// Immutable but for the atomics within.
     counters: Arc<Counters>,
     /// What is to be invalidated: taken by the thread that does it.
@@ -36,16 +42,28 @@ pub struct Session {
 }
 
 impl Session {
-    /// Answers the kernel's first message on `device`, by which the mount was made. Nothing else is answered, and no thread
-    /// started, until [`Session::run`].
+    /// Answers the kernel's first message, by which the mount was made. Nothing else is answered, and no thread started, until
+    /// [`Session::run`].
     pub fn new(
         union: Arc<Union>,
-        device: OwnedFd,
+        connection: Connection,
         access: Access,
         settings: Settings,
     ) -> io::Result<Session> {
         let counters = Arc::new(Counters::new());
-        let shared = Arc::new(Shared::new(union.clone(), counters.clone(), settings));
+        let keeper = match &connection {
+            Connection::Own(_) | Connection::Begun(..) => None,
+            Connection::Shared(shared) => Some(Keeper {
+                device: shared.device.clone(),
+                journal: shared.journal.clone(),
+            }),
+        };
+        let shared = Arc::new(Shared::new(
+            union.clone(),
+            counters.clone(),
+            settings,
+            keeper.clone(),
+        ));
         let adaptor = Adaptor::new(shared.clone());
         let mut config = Config::default();
         config.n_threads = Some(settings.threads.max(1));
@@ -53,7 +71,27 @@ impl Session {
             Access::AsKernelSays => SessionACL::All,
             Access::RootAndOwner => SessionACL::RootAndOwner,
         };
-        let inner = fuser::Session::from_fd(adaptor, device, acl, config)?;
+        let (inner, resend) = match connection {
+            Connection::Own(device) => {
+                (fuser::Session::from_fd(adaptor, device, acl, config)?, None)
+            }
+            Connection::Begun(device, init) => {
+                let inner = join(device.as_fd(), &init, true, |device| {
+                    fuser::Session::from_fd(adaptor, device, acl, config)
+                })?;
+                (inner, None)
+            }
+            Connection::Shared(given) => {
+                let device = given.device.as_fd();
+                let inner = join(device, &given.init, given.first, |device| {
+                    fuser::Session::from_fd(adaptor, device, acl, config)
+                })?;
+                (inner, (!given.first).then_some(given.device))
+            }
+        };
+        if let Some(keeper) = keeper {
+            take_over(&union, &keeper, resend.is_some())?;
+        }
         let (sender, stale) = channel();
         union.set_notify(Arc::new(Invalidator {
             notifier: inner.notifier(),
@@ -62,6 +100,7 @@ impl Session {
         }));
         Ok(Session {
             inner,
+            resend,
             counters,
             stale,
         })
@@ -78,7 +117,116 @@ impl Session {
         thread::Builder::new()
             .name("invalidate".into())
             .spawn(move || invalidate(&stale, &notifier))?;
+        if let Some(device) = &self.resend {
+            ask_to_resend(device)?;
+        }
         end_of_connection(self.inner.run())
+    }
+}
+
+/// What is served.
+#[derive(Debug)]
+pub enum Connection {
+    /// A connection that ends with the process. The kernel's first message is still to be read.
+    Own(OwnedFd),
+    /// The same, with the first message.
+    Begun(OwnedFd, Vec<u8>),
+    /// One that outlives it.
+    Shared(TakeOver),
+}
+
+/// A connection that one process after the other serves.
+#[derive(Debug)]
+pub struct TakeOver {
+    /// The same in all of them.
+    pub device: Arc<OwnedFd>,
+    /// The kernel's first message (see [`Connection::first_message`]).
+    pub init: Vec<u8>,
+    /// No process has served it before.
+    pub first: bool,
+    /// What was told the kernel.
+    pub journal: Arc<Journal>,
+}
+
+impl Connection {
+    /// Reads the kernel's first message, by which the mount was made.
+    pub fn first_message(device: impl AsFd) -> io::Result<Vec<u8>> {
+        // No less is accepted (`FUSE_MIN_READ_BUFFER`).
+        let mut message = vec![0; 64 << 10];
+        loop {
+            match rustix::io::read(&device, &mut message) {
+                Ok(length) => {
+                    message.truncate(length);
+                    return Ok(message);
+                }
+                Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+/// Whether the kernel, as its first message says, sends requests again that nobody answered (Linux 6.9).
+pub fn can_resend(init: &[u8]) -> bool {
+    /// `FUSE_HAS_RESEND` in the second word of flags, which lies behind the header and four words.
+    const HAS_RESEND: u32 = 1 << (39 - 32);
+    let flags = init
+        .get(56..60)
+        .and_then(|flags| <[u8; 4]>::try_from(flags).ok());
+    flags.is_some_and(|flags| u32::from_ne_bytes(flags) & HAS_RESEND != 0)
+}
+
+/// Makes a session that has answered the first message, whoever did so before.
+fn join<T: AsFd>(
+    device: BorrowedFd<'_>,
+    init: &[u8],
+    first: bool,
+    make: impl FnOnce(OwnedFd) -> io::Result<T>,
+) -> io::Result<T> {
+    let (ours, theirs) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    rustix::io::write(&ours, init)?;
+    let session = make(theirs)?;
+    let mut answer = vec![0; 4 << 10];
+    let length = rustix::io::read(&ours, &mut answer)?;
+    if first {
+        rustix::io::write(device, &answer[..length.min(answer.len())])?;
+    }
+    put_in_place(session.as_fd(), device)?;
+    Ok(session)
+}
+
+/// Goes on where the process before stopped, if there was one.
+fn take_over(union: &Union, keeper: &Keeper, again: bool) -> io::Result<()> {
+    if again {
+        let wrap = |id| -> Backing { Arc::new(Registered::adopted(id, keeper)) };
+        let unused = union
+            .adopt(&keeper.journal, &wrap)
+            .map_err(io::Error::other)?;
+        for id in unused {
+            drop(Registered::adopted(id, keeper));
+        }
+    }
+    union.set_journal(keeper.journal.clone());
+    if !again {
+        union.note_root();
+    }
+    Ok(())
+}
+
+/// Has the kernel send again what it sent and was not answered (`FUSE_NOTIFY_RESEND`).
+fn ask_to_resend(device: impl AsFd) -> io::Result<()> {
+    let mut message = [0; 16];
+    message[..4].copy_from_slice(&16_u32.to_ne_bytes());
+    message[4..8].copy_from_slice(&7_u32.to_ne_bytes());
+    match rustix::io::write(device, &message) {
+        // The mount is gone: whoever reads next is told.
+        Ok(_) | Err(Errno::NODEV | Errno::NOTCONN) => Ok(()),
+        Err(e) => Err(e.into()),
     }
 }
 

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::counters::{Counters, Op};
 use super::init::{Agreed, Settings};
+use super::passthrough::{Keeper, Registrar};
 use crate::union::Union;
 
 /// Shared by all threads that serve a mount.
@@ -26,16 +27,24 @@ pub(super) struct Shared {
     counters: Arc<Counters>,
     /// How many of the session's threads are at work. Atomic.
     busy: AtomicUsize,
+    /// Where the mount outlives the process. Immutable.
+    keeper: Option<Keeper>,
 }
 
 impl Shared {
-    pub(super) fn new(union: Arc<Union>, counters: Arc<Counters>, settings: Settings) -> Shared {
+    pub(super) fn new(
+        union: Arc<Union>,
+        counters: Arc<Counters>,
+        settings: Settings,
+        keeper: Option<Keeper>,
+    ) -> Shared {
         Shared {
             union,
             settings,
             agreed: OnceLock::new(),
             counters,
             busy: AtomicUsize::new(0),
+            keeper,
         }
     }
 
@@ -49,6 +58,14 @@ impl Shared {
     /// What was agreed on with the kernel: nothing, before it has made the mount.
     pub(super) fn agreed(&self) -> Agreed {
         self.agreed.get().copied().unwrap_or_default()
+    }
+
+    /// How files are registered for passthrough.
+    pub(super) fn registrar(&self) -> Registrar {
+        Registrar {
+            enabled: self.agreed().passthrough,
+            keeper: self.keeper.clone(),
+        }
     }
 
     /// Does the work of one request. A panic in it drops the reply, which then answers `EIO`, and the mount goes on.
@@ -69,6 +86,9 @@ impl Shared {
             log::error!("{} panicked and answers EIO: {text}", op.name());
         }
         self.counters.add(op, start.elapsed());
+        if let Some(keeper) = &self.keeper {
+            keeper.journal.count();
+        }
     }
 
     /// As `serve`; but the last thread that is free hands work that may take long to a thread of its own. Otherwise a

@@ -50,6 +50,17 @@ impl FdCache {
         FdCache::new((limit / 4).clamp(16, 4096) as usize)
     }
 
+    /// Closes all.
+    pub fn clear(&self) {
+        let entries = {
+            let mut slots = self.slots.lock();
+            let entries = std::mem::take(&mut slots.entries);
+            *slots = Slots::default();
+            entries
+        };
+        drop(entries);
+    }
+
     /// The descriptor that `owner` left in `slot`, unless another took its place.
     pub(super) fn get(&self, slot: u32, owner: usize) -> Option<Arc<OwnedFd>> {
         if slot == NO_SLOT {

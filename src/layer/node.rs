@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -53,6 +53,16 @@ impl ChildNode {
             name: name.into(),
             ino,
         }
+    }
+
+    /// The path from the tree's root.
+    pub fn path(&self) -> Option<Vec<u8>> {
+        let mut path = self.dir.path()?;
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(self.name.as_bytes());
+        Some(path)
     }
 
     /// The node itself.
@@ -128,6 +138,41 @@ impl PathNode {
             name: name.into(),
         };
         PathNode::with(parent.tree.clone(), ino, Places::One(place))
+    }
+
+    /// A node that is held open and stands nowhere.
+    pub(super) fn nameless(tree: &Arc<Tree>, fd: Arc<OwnedFd>, ino: u64) -> Arc<PathNode> {
+        let node = PathNode::with(tree.clone(), ino, Places::Nowhere);
+        node.set_pinned(Some(fd));
+        node
+    }
+
+    /// The path from the tree's root, by one of its names; `None` where it has none.
+    pub fn path(&self) -> Option<Vec<u8>> {
+        let mut parts: Vec<SharedName> = Vec::new();
+        let mut next = match &self.state.lock().places {
+            Places::Root(_) => return Some(Vec::new()),
+            Places::Nowhere => return None,
+            Places::One(place) => place.clone(),
+            Places::Many(places) => places.first()?.clone(),
+        };
+        loop {
+            parts.push(next.name);
+            let parent = next.parent;
+            next = match &parent.state.lock().places {
+                Places::Root(_) => break,
+                Places::Nowhere => return None,
+                Places::One(place) => place.clone(),
+                Places::Many(places) => places.first()?.clone(),
+            };
+        }
+        let parts: Vec<&[u8]> = parts.iter().rev().map(|part| part.as_bytes()).collect();
+        Some(parts.join(&b'/'))
+    }
+
+    /// The descriptor that holds it open.
+    pub(super) fn pinned_fd(&self) -> Option<RawFd> {
+        Some(self.state.lock().pinned.as_ref()?.as_raw_fd())
     }
 
     fn with(tree: Arc<Tree>, ino: u64, places: Places) -> Arc<PathNode> {

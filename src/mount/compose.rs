@@ -13,7 +13,7 @@ use super::lowers;
 use super::options::{MountOptions, Partial};
 use super::private::{self, PrivateUpper};
 use super::state;
-use crate::fuse::{Access, Session, Settings};
+use crate::fuse::{Access, Settings};
 use crate::image::{ImageOrigin, LayerGuard, Store};
 use crate::layer::error::UpperError;
 use crate::layer::fdcache::FdCache;
@@ -67,10 +67,17 @@ pub struct MountRequest {
     pub platform: Option<String>,
 }
 
-/// A mount that is made, and is served as soon as its session runs.
+/// A mount that is made, and is to be served.
 pub(super) struct Mounted {
-    pub(super) session: Session,
+    /// By which the kernel is talked to; its first message is not read yet.
+    pub(super) device: OwnedFd,
+    pub(super) access: Access,
+    pub(super) settings: Settings,
     pub(super) union: Arc<Union>,
+    /// The union's upper layer.
+    pub(super) upper_layer: Option<Arc<Upper>>,
+    /// Descriptors of the union's layers.
+    pub(super) cache: Arc<FdCache>,
     /// Absolute, without symlinks.
     pub(super) mountpoint: PathBuf,
     /// What is mounted, for people.
@@ -230,21 +237,14 @@ fn compose_within(
         params.partial = partial(options, rights, upper.is_some());
         params.metacopy = metacopy(options, rights);
         params.data_layers = lowers.len() - merged;
-        let union = Arc::new(Union::new(layers, upper, params)?);
+        let union = Arc::new(Union::new(layers, upper.clone(), params)?);
         // Whoever sees the mount may unmount what the layers lie on.
-        let sandbox = options.sandbox.then(|| sandboxed(&lowers, &uppers));
+        let sandbox = (options.sandbox && !options.supervise).then(|| sandboxed(&lowers, &uppers));
         let sandbox = sandbox.transpose()?;
-        let session = connect(
-            request,
-            &mountpoint,
-            device,
-            &sources.name,
-            &union,
-            settings,
-        )?;
-        Ok((session, union, sandbox))
+        let (device, access) = connect(request, &mountpoint, device, &sources.name)?;
+        Ok((device, access, settings, union, upper, sandbox))
     };
-    let (session, union, sandbox) = match done() {
+    let (device, access, settings, union, upper_layer, sandbox) = match done() {
         Ok(done) => done,
         Err(e) => {
             if let Some(private) = private {
@@ -254,8 +254,12 @@ fn compose_within(
         }
     };
     Ok(Mounted {
-        session,
+        device,
+        access,
+        settings,
         union,
+        upper_layer,
+        cache,
         mountpoint,
         source: sources.name,
         image: sources.image,
@@ -464,15 +468,13 @@ fn params(options: &MountOptions, settings: Settings, no_upper: bool) -> Params 
     }
 }
 
-/// Mounts, and answers the kernel's first message.
+/// Mounts.
 fn connect(
     request: &MountRequest,
     mountpoint: &Path,
     device: Option<OwnedFd>,
     name: &str,
-    union: &Arc<Union>,
-    settings: Settings,
-) -> Result<Session, MountError> {
+) -> Result<(OwnedFd, Access), MountError> {
     let options = &request.options;
     let source = options.fsname.clone().unwrap_or_else(|| name.into());
     let mut mount = FuseMount {
@@ -504,12 +506,7 @@ fn connect(
     } else {
         Access::AsKernelSays
     };
-    Session::new(union.clone(), device, access, settings).map_err(|e| {
-        if let Err(e) = sys_mount::unmount(mountpoint, true) {
-            log::warn!("{} is not unmounted: {e}", mountpoint.display());
-        }
-        MountError::Io("the kernel's first message", e)
-    })
+    Ok((device, access))
 }
 
 fn refused(mountpoint: &Path, e: io::Error) -> MountError {

@@ -16,14 +16,15 @@ use super::log::Log;
 use super::options::Complete;
 use super::outside::{Outside, Scene};
 use super::state::{Record, Registration};
-use super::{private, runtime};
-use crate::fuse::Session;
+use super::{private, runtime, supervised};
+use crate::fuse::{Connection, Session};
 use crate::sys::daemon::{
     Forked, Inherited, detach_stdio, fork_daemon, how_it_ended, outlive_starter,
 };
 use crate::sys::memory;
 use crate::sys::mount as sys_mount;
 use crate::sys::sandbox;
+use crate::sys::worker;
 use crate::union::Union;
 
 /// Where the mount is served.
@@ -87,7 +88,7 @@ fn answer(from_daemon: &mut impl Read) -> io::Result<Option<(u8, String)>> {
 }
 
 /// The process that waits for the mount.
-struct Starter {
+pub(super) struct Starter {
     to_parent: PipeWriter,
     inherited: Inherited,
 }
@@ -144,7 +145,7 @@ fn serve(
                 signals,
                 complete: request.options.complete,
             };
-            run(mounted, served, starter)
+            run(mounted, served, starter, request.options.supervise)
         }
         Err(e) => {
             // The starter is told.
@@ -166,18 +167,23 @@ fn start(request: &MountRequest, id: &str) -> Result<(Mounted, SigSet), MountErr
 }
 
 /// How a mount is served.
-struct Served {
+pub(super) struct Served {
     /// Names it among the others.
-    id: String,
+    pub(super) id: String,
     /// Where it can be found.
-    runtime: Option<PathBuf>,
-    log: Log,
+    pub(super) runtime: Option<PathBuf>,
+    pub(super) log: Log,
     /// Those that unmount it, blocked.
-    signals: SigSet,
-    complete: Option<Complete>,
+    pub(super) signals: SigSet,
+    pub(super) complete: Option<Complete>,
 }
 
-fn run(mounted: Mounted, served: Served, starter: Option<Starter>) -> Result<(), MountError> {
+fn run(
+    mounted: Mounted,
+    served: Served,
+    starter: Option<Starter>,
+    supervise: bool,
+) -> Result<(), MountError> {
     let scene = Scene {
         id: served.id.clone(),
         mountpoint: mounted.mountpoint.clone(),
@@ -198,11 +204,14 @@ fn run(mounted: Mounted, served: Served, starter: Option<Starter>) -> Result<(),
             return Err(e);
         }
     };
+    if supervise {
+        return supervised::serve(mounted, served, starter, outside);
+    }
     serve_mounted(mounted, served, starter, &outside)
 }
 
 /// The failed mount must not stay.
-fn give_up(unmounted: io::Result<()>) {
+pub(super) fn give_up(unmounted: io::Result<()>) {
     if let Err(e) = unmounted {
         log::warn!("the mount is left without a daemon: {e}");
     }
@@ -221,7 +230,10 @@ fn serve_mounted(
             .ok()
     });
     let Mounted {
-        session,
+        device,
+        access,
+        settings,
+        upper_layer,
         union,
         mountpoint,
         private,
@@ -232,6 +244,15 @@ fn serve_mounted(
     let code = memory::Code::find()
         .inspect_err(|e| log::debug!("the code of the start stays in memory: {e}"))
         .ok();
+    drop(upper_layer);
+    let session = Session::new(union.clone(), Connection::Own(device), access, settings);
+    let session = match session {
+        Ok(session) => session,
+        Err(e) => {
+            give_up(outside.unmount(true));
+            return Err(MountError::Io("the kernel's first message", e));
+        }
+    };
     let ready = shut_in(sandbox, starter);
     let ready = ready.and_then(|to_parent| {
         let started = start_threads(
@@ -242,6 +263,7 @@ fn serve_mounted(
             &served,
             &mountpoint,
             outside,
+            || {},
         )?;
         Ok((to_parent, started))
     });
@@ -305,7 +327,7 @@ fn serve_mounted(
     ended.map_err(|e| MountError::Io("the connection to the kernel", e))
 }
 
-fn record(mounted: &Mounted, served: &Served, outside: &Outside) -> Record {
+pub(super) fn record(mounted: &Mounted, served: &Served, outside: &Outside) -> Record {
     let shown = |path: &Path| path.display().to_string();
     Record {
         id: served.id.clone(),
@@ -325,7 +347,7 @@ fn record(mounted: &Mounted, served: &Served, outside: &Outside) -> Record {
     }
 }
 
-fn register(dir: &Path, record: &Record) -> io::Result<(Registration, control::Place)> {
+pub(super) fn register(dir: &Path, record: &Record) -> io::Result<(Registration, control::Place)> {
     let registration = Registration::new(dir, record)?;
     Ok((registration, control::listen(dir, &record.id)?))
 }
@@ -347,7 +369,7 @@ fn shut_in(
     Ok(to_parent)
 }
 
-fn go_into_background(starter: Starter) -> io::Result<PipeWriter> {
+pub(super) fn go_into_background(starter: Starter) -> io::Result<PipeWriter> {
     std::env::set_current_dir("/")?;
     detach_stdio()?;
     starter.inherited.close();
@@ -355,13 +377,14 @@ fn go_into_background(starter: Starter) -> io::Result<PipeWriter> {
 }
 
 /// What runs until the mount is gone.
-struct Threads {
-    serving: JoinHandle<io::Result<()>>,
+pub(super) struct Threads {
+    pub(super) serving: JoinHandle<io::Result<()>>,
     /// Lets others find the mount, and ask it.
-    registered: Option<(Registration, Control)>,
+    pub(super) registered: Option<(Registration, Control)>,
 }
 
-fn start_threads(
+#[allow(clippy::too_many_arguments)]
+pub(super) fn start_threads(
     session: Session,
     union: &Arc<Union>,
     record: Record,
@@ -369,6 +392,7 @@ fn start_threads(
     served: &Served,
     mountpoint: &Path,
     outside: &Arc<Outside>,
+    on_notice: impl Fn() + Send + 'static,
 ) -> Result<Threads, MountError> {
     let failed = |e| MountError::Io("cannot start a thread", e);
     let counters = session.counters();
@@ -392,7 +416,7 @@ fn start_threads(
     let (signals, mountpoint, outside) = (served.signals, mountpoint.to_owned(), outside.clone());
     thread::Builder::new()
         .name("signals".into())
-        .spawn(move || unmount_on(&signals, &mountpoint, &outside))
+        .spawn(move || unmount_on(&signals, &mountpoint, &outside, &on_notice))
         .map_err(failed)?;
     Ok(Threads {
         serving,
@@ -401,10 +425,14 @@ fn start_threads(
 }
 
 /// The first signal unmounts; where the mount is busy, the next one detaches it.
-fn unmount_on(signals: &SigSet, mountpoint: &Path, outside: &Outside) {
+fn unmount_on(signals: &SigSet, mountpoint: &Path, outside: &Outside, on_notice: &dyn Fn()) {
     let mut lazy = false;
     loop {
         match signals.wait() {
+            Ok(worker::NOTICE) => {
+                on_notice();
+                continue;
+            }
             Ok(signal) => log::info!("{signal}: unmounting {}", mountpoint.display()),
             Err(e) => {
                 log::error!("signals: {e}");

@@ -6,6 +6,7 @@
 //! - `compose`: makes the mount;
 //! - `lowers`: opens its lower layers, from their trees or their indexes;
 //! - `daemon`: the process that serves it, and what its starter is told;
+//! - `supervise`, `supervised`: the process that waits beside it, and has another one take over when it dies;
 //! - `completing`: the thread that completes what was copied up by blocks;
 //! - `outside`: what that process has others do once it is in its sandbox;
 //! - `log`: what the daemon writes when something goes wrong;
@@ -27,6 +28,8 @@ mod private;
 mod remount;
 mod runtime;
 mod state;
+mod supervise;
+mod supervised;
 
 pub use compose::{MountRequest, Source};
 pub use control::{Info, complete, diff, explain, info, set_read_only, stats, unnamed};

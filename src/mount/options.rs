@@ -72,6 +72,8 @@ pub struct MountOptions {
     pub writeback: Option<bool>,
     /// `passthrough`.
     pub passthrough: Option<bool>,
+    /// `supervise`: the mount outlives its daemon. It is not served in the sandbox then.
+    pub supervise: bool,
     /// `passthrough_lower`.
     pub passthrough_lower: Option<PassthroughLower>,
     /// `layer_index`.
@@ -150,6 +152,7 @@ impl Default for MountOptions {
             timeout: None,
             writeback: None,
             passthrough: None,
+            supervise: false,
             passthrough_lower: None,
             layer_index: LayerIndex::default(),
             debug: false,
@@ -261,6 +264,7 @@ const NAMED_ONCE: &[&str] = &[
     "fsync",
     "writeback",
     "passthrough",
+    "supervise",
     "passthrough_lower",
     "partial",
     "complete",
@@ -456,6 +460,9 @@ impl MountOptions {
             }
             "passthrough" => {
                 self.passthrough = Some(on_off(&text).ok_or_else(|| wrong("on or off"))?);
+            }
+            "supervise" => {
+                self.supervise = on_off(&text).ok_or_else(|| wrong("on or off"))?;
             }
             "passthrough_lower" => {
                 self.passthrough_lower = Some(match &*text {

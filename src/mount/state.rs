@@ -127,6 +127,15 @@ impl Registration {
     }
 }
 
+impl Registration {
+    /// Withdraws the record. It stays locked until the last process ends that shares the open files of this one: who waits
+    /// for that, as [`unmount`] does, waits for the supervisor too.
+    pub(super) fn withdraw(self) {
+        remove(&record_path(&self.dir, &self.id));
+        std::mem::forget(self);
+    }
+}
+
 impl Drop for Registration {
     fn drop(&mut self) {
         remove(&record_path(&self.dir, &self.id));

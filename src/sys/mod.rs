@@ -13,7 +13,9 @@ pub mod mountinfo;
 pub mod path_fd;
 pub mod priority;
 pub mod sandbox;
+pub mod shared_log;
 pub mod task;
+pub mod worker;
 pub mod writeback;
 pub mod xattr;
 

@@ -131,7 +131,7 @@ impl Union {
         node: NodeId,
         _handle: Option<HandleId>,
     ) -> Result<(Attr, Duration)> {
-        let inode = self.table.get(node)?;
+        let inode = self.node(node)?;
         let stat = self.stat(&inode)?;
         let attr = self.attr(&inode, &stat)?;
         Ok((attr, self.attr_ttl(&inode, node)))
@@ -143,7 +143,7 @@ impl Union {
         node: NodeId,
         set: &SetAttr,
     ) -> Result<(Attr, Duration)> {
-        let inode = self.table.get(node)?;
+        let inode = self.node(node)?;
         self.writable()?;
         let ids = &self.params.ids;
         let invalid = Error::Errno(libc::EINVAL);
@@ -290,7 +290,8 @@ impl Union {
         Ok(inode.is_dir()
             || self.without_priv(caller, &stat) == stat.mode & 0o7777
             || self.params.ids.uid_inside(stat.uid) == caller.uid
-            || self.handles.write_to(inode))
+            || self.handles.write_to(inode)
+            || self.adopted_writer(inode))
     }
 
     /// Takes suid and sgid away, as a change by an unprivileged process does. A member of the group leaves sgid in

@@ -403,6 +403,7 @@ impl Union {
                 // All names are gone: the copy lives on as an open file without one.
                 upper.pin(staged.node())?;
                 let node = staged.node().clone();
+                self.note_grave_as(inode, Some(&node), false)?;
                 drop(staged);
                 return Ok(node);
             };

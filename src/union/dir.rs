@@ -212,7 +212,7 @@ impl Union {
         name: &OsStr,
         new: New<'_>,
     ) -> Result<(FoundInode, Option<RealFile>)> {
-        let parent = self.table.get(parent)?;
+        let parent = self.node(parent)?;
         let dir = Self::dir_part(&parent)?;
         Self::check_new_name(name)?;
         self.writable()?;
@@ -429,8 +429,8 @@ impl Union {
         new_parent: NodeId,
         new_name: &OsStr,
     ) -> Result<Entry> {
-        let inode = self.table.get(node)?;
-        let parent = self.table.get(new_parent)?;
+        let inode = self.node(node)?;
+        let parent = self.node(new_parent)?;
         let dir = Self::dir_part(&parent)?;
         Self::check_new_name(new_name)?;
         self.writable()?;
@@ -471,6 +471,7 @@ impl Union {
         upper.link(&part.node, &into.node, new_name, replace)?;
         let kept = parent.shared_name(new_name);
         inode.state.write().add_name(&parent, kept);
+        self.note_name(&inode, &parent, new_name);
         if let Some(listing) = dir.listing.lock().as_mut() {
             listing.insert_upper(new_name, inode.file_type(), inode.ino);
         }
@@ -479,7 +480,7 @@ impl Union {
     }
 
     pub(crate) fn do_unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
-        let parent = self.table.get(parent)?;
+        let parent = self.node(parent)?;
         let dir = Self::dir_part(&parent)?;
         self.writable()?;
         let inode = self
@@ -506,6 +507,7 @@ impl Union {
         let node = inode.upper().filter(|_| at.upper).map(|part| part.node);
         upper.remove(&into.node, name, node.as_ref(), false, at.lower)?;
         inode.state.write().remove_name(&parent, name);
+        self.note_no_name(&inode, &parent, name);
         if let Some(listing) = dir.listing.lock().as_mut() {
             listing.remove(name, at.lower);
         }
@@ -543,7 +545,7 @@ impl Union {
         if let Some(part) = part {
             upper.pin(&part.node)?;
         }
-        Ok(())
+        self.note_grave(inode, inode.is_dir())
     }
 
     /// Drops the index entry of an inode that has no name left.
@@ -557,6 +559,7 @@ impl Union {
         }
         if !upper.is_pinned(&part.node) {
             upper.pin(&part.node)?;
+            self.note_grave(inode, false)?;
         }
         upper.index_remove(&indexed.handle)?;
         inode.state.write().set_indexed(None);
@@ -564,7 +567,7 @@ impl Union {
     }
 
     pub(crate) fn do_rmdir(&self, parent: NodeId, name: &OsStr) -> Result<()> {
-        let parent = self.table.get(parent)?;
+        let parent = self.node(parent)?;
         let dir = Self::dir_part(&parent)?;
         self.writable()?;
         let inode = self
@@ -585,6 +588,7 @@ impl Union {
         if let Some(node) = &node {
             upper.pin(node)?;
         }
+        self.note_grave(&inode, true)?;
         upper.remove(&into.node, name, node.as_ref(), true, at.lower)?;
         self.bury(&inode, &parent, name);
         if let Some(listing) = dir.listing.lock().as_mut() {
@@ -610,6 +614,7 @@ impl Union {
             state.remove_name(parent, name);
             state.dead = true;
         }
+        self.note_no_name(inode, parent, name);
         if let Some(dir) = &inode.dir {
             dir.impure.store(false, Ordering::Relaxed);
         }

@@ -95,6 +95,16 @@ impl Handles {
             .ok_or(Error::Errno(libc::EBADF))
     }
 
+    /// Handles told from now on are greater.
+    pub(super) fn go_on_after(&self, last: HandleId) {
+        self.next.fetch_max(last + 1, Ordering::Relaxed);
+    }
+
+    /// A handle that was told before.
+    pub(super) fn insert_at(&self, id: HandleId, handle: Handle) {
+        self.shard(id).lock().insert(id, Arc::new(handle));
+    }
+
     pub(crate) fn remove(&self, id: HandleId) -> Option<Arc<Handle>> {
         self.shard(id).lock().remove(&id)
     }
@@ -159,6 +169,7 @@ impl Union {
 
     /// As [`Union::real`], for a change: never a lower file, whatever the handle was opened for.
     fn real_for_change(&self, handle: &Handle) -> Result<HandleFile> {
+        self.writable()?;
         let file = self.real(handle)?;
         if !file.upper {
             return Err(Error::Errno(libc::EBADF));
@@ -167,7 +178,7 @@ impl Union {
     }
 
     pub(crate) fn do_read(&self, id: HandleId, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        let handle = self.handles.get(id)?;
+        let handle = self.handle(id)?;
         let file = self.real(&handle)?;
         // Asked afterwards: a copy-up may come between.
         if let Some(partial) = handle.inode.partial() {
@@ -183,7 +194,7 @@ impl Union {
         data: &[u8],
         flags: WriteFlags,
     ) -> Result<usize> {
-        let handle = self.handles.get(id)?;
+        let handle = self.handle(id)?;
         let file = self.real_for_change(&handle)?;
         if let Some(writer) = &flags.kill_priv {
             self.kill_priv(writer, &handle.inode)?;
@@ -214,7 +225,11 @@ impl Union {
     }
 
     pub(crate) fn do_release(&self, id: HandleId) {
+        self.note_release(id);
         let Some(handle) = self.handles.remove(id) else {
+            if let (Some(node), Some(notify)) = (self.release_adopted(id), self.notify.get()) {
+                notify.inval_attr(node);
+            }
             return;
         };
         let open = &handle.open;
@@ -230,7 +245,7 @@ impl Union {
     }
 
     pub(crate) fn do_fsync(&self, id: HandleId, datasync: bool) -> Result<()> {
-        let handle = self.handles.get(id)?;
+        let handle = self.handle(id)?;
         if self.params.writeback
             && let Some(notify) = self.notify.get()
         {
@@ -270,7 +285,7 @@ impl Union {
         length: u64,
         mode: i32,
     ) -> Result<()> {
-        let handle = self.handles.get(id)?;
+        let handle = self.handle(id)?;
         let file = self.real_for_change(&handle)?;
         if let Some(partial) = handle.inode.partial() {
             return partial.fallocate(offset, length, mode as u32);
@@ -287,7 +302,7 @@ impl Union {
             // then takes the whole file for data, and asks no more.
             return Err(Error::Errno(libc::ENOSYS));
         }
-        let handle = self.handles.get(id)?;
+        let handle = self.handle(id)?;
         let offset = u64::try_from(offset).map_err(|_| Error::Errno(libc::ENXIO))?;
         let file = self.real(&handle)?;
         if let (Some(partial), libc::SEEK_DATA | libc::SEEK_HOLE) = (handle.inode.partial(), whence)
@@ -313,8 +328,8 @@ impl Union {
         to_offset: u64,
         len: u64,
     ) -> Result<u64> {
-        let from = self.handles.get(from)?;
-        let to = self.handles.get(to)?;
+        let from = self.handle(from)?;
+        let to = self.handle(to)?;
         let source = self.real(&from)?;
         let target = self.real_for_change(&to)?;
         if from.inode.partial().is_some() || to.inode.partial().is_some() {

@@ -7,9 +7,10 @@
 //! The entries lie in a row by their cookies, found by name through a table of their positions. What is removed leaves its
 //! place behind; when half of the places are such, the row is made anew.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, RandomState};
+use std::os::unix::ffi::OsStrExt;
 
 use hashbrown::HashTable;
 
@@ -109,7 +110,18 @@ pub(crate) struct Listing {
     /// Names that were removed last, with their cookies; the oldest first.
     former: VecDeque<(SharedName, u64)>,
     next_cookie: u64,
+    /// The cookies are written down (see [`Listing::written_down`]).
+    noted: bool,
     subdirs: u32,
+}
+
+/// The cookies of a listing, as another process goes on with them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cookies {
+    /// The first that was not given.
+    pub next: u64,
+    /// By ascending cookies.
+    pub names: Vec<(u64, Vec<u8>)>,
 }
 
 impl Listing {
@@ -168,6 +180,50 @@ impl Listing {
     /// All that there is has been loaded: takes no more room than that.
     pub(crate) fn loaded(&mut self) {
         self.places.shrink_to_fit();
+    }
+
+    /// The cookies, to be written down: a reading stops before the end, and may go on in another process. `None` when that
+    /// was done before: what is new since then may be listed twice, or not.
+    pub(crate) fn written_down(&mut self) -> Option<Cookies> {
+        if std::mem::replace(&mut self.noted, true) {
+            return None;
+        }
+        let names = self.places.iter().filter_map(|place| {
+            let name = place.name.as_deref()?.as_bytes().to_vec();
+            Some((place.cookie, name))
+        });
+        Some(Cookies {
+            next: self.next_cookie,
+            names: names.collect(),
+        })
+    }
+
+    /// Takes over the cookies of another process, once all that there is has been loaded.
+    pub(crate) fn take_cookies(&mut self, cookies: &Cookies) {
+        let before: HashMap<&[u8], u64> = cookies
+            .names
+            .iter()
+            .map(|(cookie, name)| (name.as_slice(), *cookie))
+            .collect();
+        self.next_cookie = self.next_cookie.max(cookies.next);
+        self.former.clear();
+        self.places.retain(|place| place.name.is_some());
+        for place in &mut self.places {
+            let known = place
+                .name
+                .as_deref()
+                .and_then(|name| before.get(name.as_bytes()));
+            place.cookie = match known {
+                Some(cookie) => *cookie,
+                None => {
+                    self.next_cookie += 1;
+                    self.next_cookie - 1
+                }
+            };
+        }
+        self.places.sort_by_key(|place| place.cookie);
+        self.noted = true;
+        self.compact();
     }
 
     /// Merges an entry of the upper (while loading: before the lowers).
@@ -388,6 +444,37 @@ mod tests {
             rest,
             [SharedName::from(name("c")), SharedName::from(name("d"))]
         );
+    }
+
+    #[test]
+    fn another_process_goes_on_with_the_cookies() {
+        let mut one = Listing::new();
+        for n in ["a", "b", "c", "d"] {
+            one.insert_upper(name(n), libc::S_IFREG, 1);
+        }
+        let cookies = one.written_down().unwrap();
+        assert!(one.written_down().is_none());
+        let after_b = one.batch_after(COOKIE_DOTDOT, 2)[1].0;
+        let mut other = Listing::new();
+        for n in ["new", "d", "c", "b"] {
+            other.insert_upper(name(n), libc::S_IFREG, 1);
+        }
+        other.take_cookies(&cookies);
+        let names = |l: &Listing, after| -> Vec<SharedName> {
+            let rest = l.batch_after(after, 10);
+            rest.into_iter().map(|(_, item)| item.name).collect()
+        };
+        assert_eq!(
+            names(&other, after_b),
+            ["c", "d", "new"].map(|n| SharedName::from(name(n)))
+        );
+        other.remove(name("c"), false);
+        other.insert_upper(name("e"), libc::S_IFREG, 1);
+        assert_eq!(
+            names(&other, after_b),
+            ["d", "new", "e"].map(|n| SharedName::from(name(n)))
+        );
+        assert!(matches!(other.get(name("b")), Known::Item(_)));
     }
 
     #[test]

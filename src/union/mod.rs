@@ -7,10 +7,13 @@
 //! - `listing`, `readdir`: the merged entries of a directory;
 //! - `copy_up`, `copy_data`, `cause`, `dir`, `rename`: changes of the upper; `attr`, `xattr`, `acl`, `idmap`: attributes;
 //! - `open`, `file`: open files, and whether the kernel serves them by itself; `partial`: those that are copied up by blocks;
+//! - `journal`, `book`, `adopt`: what another process has to know to go on where this one stops, and how it does;
 //! - `explain`, `report`, `stats`: what a union tells about itself; `lock`: the order of locks.
 
 mod acl;
+mod adopt;
 mod attr;
+mod book;
 mod cause;
 mod copy_data;
 mod copy_up;
@@ -21,6 +24,7 @@ mod few;
 mod file;
 pub mod idmap;
 mod inode;
+mod journal;
 mod listing;
 mod lock;
 mod namei;
@@ -46,6 +50,7 @@ use nix::sys::statvfs::Statvfs;
 use parking_lot::Mutex;
 
 pub use error::{Error, Result};
+pub use journal::{BROKEN, FORM, Journal, is_resent};
 pub use params::Params;
 pub use report::{Change, ChangeKind, Completed, Explanation, PartialWord, StatsSnapshot};
 pub use types::*;
@@ -87,6 +92,10 @@ pub struct Union {
     partials: Arc<partial::Registry>,
     /// Set once those that an earlier mount left have been found. A leaf lock.
     partials_found: Mutex<Option<()>>,
+    /// Where another process finds what it has to know to go on where this one stops. Set once, if at all.
+    journal: OnceLock<Arc<Journal>>,
+    /// What the process before left. Set once, if there was one.
+    adopted: OnceLock<adopt::Adopted>,
 }
 
 struct NotifyCell(Arc<dyn Notify>);
@@ -148,6 +157,8 @@ impl Union {
             copied: Mutex::default(),
             partials: Arc::default(),
             partials_found: Mutex::default(),
+            journal: OnceLock::new(),
+            adopted: OnceLock::new(),
         })
     }
 
@@ -156,6 +167,11 @@ impl Union {
             return Err(Error::Errno(libc::EROFS));
         }
         Ok(())
+    }
+
+    /// Refuses every change from now on; called before the first request.
+    pub fn refuse_changes(&mut self) {
+        self.params.read_only = true;
     }
 
     /// Where cache invalidations go; called once, before the first request.
@@ -459,7 +475,7 @@ impl Union {
     }
 
     fn do_readlink(&self, node: NodeId) -> Result<OsString> {
-        let inode = self.table.get(node)?;
+        let inode = self.node(node)?;
         if inode.file_type() != libc::S_IFLNK {
             return Err(Error::Errno(libc::EINVAL));
         }

@@ -38,7 +38,7 @@ struct Identity {
 impl Union {
     /// See [`Union::lookup`].
     pub(crate) fn do_lookup(&self, parent: NodeId, name: &OsStr) -> Result<Lookup> {
-        let parent = self.table.get(parent)?;
+        let parent = self.node(parent)?;
         match self.find(&parent, name)? {
             Some(found) => Ok(Lookup::Found(self.entry(&found)?)),
             None => Ok(Lookup::Absent(self.params.timeout)),
@@ -49,7 +49,8 @@ impl Union {
     pub(crate) fn entry(&self, found: &FoundInode) -> Result<Entry> {
         let attr = self.attr(&found.inode, &found.stat)?;
         let node = found.inode.current_node();
-        self.table.acquire(node, &found.inode);
+        let first = self.table.acquire(node, &found.inode);
+        self.note_node(node, &found.inode, first);
         Ok(Entry {
             node,
             generation: 0,
@@ -237,6 +238,7 @@ impl Union {
         }
         if !too_many {
             listing.loaded();
+            self.adopt_cookies(inode, &mut listing);
             *dir.listing.lock() = Some(listing);
         }
         Ok(())
@@ -265,6 +267,10 @@ impl Union {
         let upper_ino = resolved.upper.as_ref().map(|u| u.stat.ino);
         let upper_node = resolved.upper.as_ref().map(|u| u.node.clone());
         let mut ino = identity.ino;
+        let as_before = (upper_ino.unwrap_or(0), stat.file_type());
+        if let Some(before) = self.adopted_number(parent, name, as_before) {
+            ino = before;
+        }
         let mut state = self.new_state(parent, name, resolved, identity.indexed);
         state.set_partial(partial);
         let mut state = Some(state);
@@ -292,8 +298,9 @@ impl Union {
                 continue;
             }
             if !inode.state.read().has_name(parent, name) {
-                let name = parent.shared_name(name);
-                inode.state.write().add_name(parent, name);
+                let kept = parent.shared_name(name);
+                inode.state.write().add_name(parent, kept);
+                self.note_name(&inode, parent, name);
             }
             if let (true, Some(upper), Some(_), Some(dir), Some(part)) = (
                 named_in_upper,

@@ -17,6 +17,7 @@ use super::copy_up::Copy;
 use super::error::{Error, Result};
 use super::file::Handle;
 use super::inode::{Inode, State};
+use super::journal::OpenFile;
 use super::params::PassthroughLower;
 use super::types::{Backing, BackingOpener, Caller, NodeId, OpenMode, Opened};
 use super::{Union, stats};
@@ -56,6 +57,8 @@ pub(crate) struct OpenCounts {
     file: Option<SharedFile>,
     /// Pages cached before are out of date: writes went past them.
     past_cache: bool,
+    /// The process before had the lower's file registered.
+    adopted_lower: bool,
     /// Whether the lower file is fit for passthrough, once that was found out.
     lower_fit: Option<bool>,
     /// The kernel was given the lower file's data.
@@ -155,6 +158,32 @@ impl NodeOpen {
         }
     }
 
+    /// A node that was opened by the process before.
+    pub(super) fn adopted(node: NodeId) -> NodeOpen {
+        let open = NodeOpen::new(node);
+        open.counts.lock().past_cache = true;
+        open
+    }
+
+    /// One of the files that the process before opened; `backing`: the one that its node shares, with passthrough.
+    pub(super) fn count_adopted(&self, file: &OpenFile, backing: Option<&Backing>) {
+        let mut counts = self.counts.lock();
+        if file.passthrough {
+            counts.passthrough += 1;
+            counts.backing = backing.cloned();
+            counts.adopted_lower |= !file.upper;
+        } else {
+            counts.cached += 1;
+        }
+        counts.mappers += u32::from(file.mapper);
+    }
+
+    /// Whether the kernel reads, for the process before, a lower file whose data is in the upper by now.
+    pub(super) fn is_out_of_date(&self, data_in_upper: bool) -> bool {
+        let counts = self.counts.lock();
+        data_in_upper && counts.passthrough > 0 && counts.adopted_lower
+    }
+
     /// One handle less. True when attributes may have changed behind the kernel's back and nobody can change
     /// them so any more. `idle`: where the file goes after the last handle, if it is to stay open for a while.
     pub(crate) fn release(
@@ -208,7 +237,7 @@ impl Union {
         flags: i32,
         opener: &dyn BackingOpener,
     ) -> Result<Opened> {
-        let inode = self.table.get(node)?;
+        let inode = self.node(node)?;
         if !inode.is_file() {
             // The kernel opens special files itself.
             return Err(Error::Errno(if inode.is_dir() {
@@ -270,7 +299,7 @@ impl Union {
         if inode.current_node() != node {
             return Err(Error::Errno(libc::ESTALE));
         }
-        let open = slot.get_or_insert_with(|| Arc::new(NodeOpen::new(node)));
+        let open = slot.get_or_insert_with(|| Arc::new(self.unopened(node)));
         let (upper, shared, backing, cached) = {
             let counts = open.counts.lock();
             (
@@ -280,17 +309,15 @@ impl Union {
                 counts.cached,
             )
         };
-        if let (Some(backing), Some(shared)) = (&backing, &shared) {
+        if let Some(backing) = backing {
             // All opens of a node share the backing file. One of the lower cannot be here beside an upper part: the
             // node would have been retired.
-            return Ok(self.opened(
-                inode,
-                open,
-                flags,
-                shared.clone(),
-                Some(backing.clone()),
-                mapper,
-            ));
+            let shared = match shared {
+                Some(shared) => shared,
+                None => self.adopted_file(inode, upper)?,
+            };
+            let id = opener.id_of(&backing);
+            return Ok(self.opened(inode, open, flags, shared, Some((backing, id)), mapper));
         }
         // All passthrough handles share one file, so it must be fit for writing, whoever opens first.
         let may_pass = self.params.passthrough && cached == 0;
@@ -333,6 +360,10 @@ impl Union {
         if backing.is_none() && cached == 0 && !shared.upper {
             self.store_data(open, &shared);
         }
+        let backing = backing.map(|backing| {
+            let id = opener.id_of(&backing);
+            (backing, id)
+        });
         Ok(self.opened(inode, open, flags, shared, backing, mapper))
     }
 
@@ -362,15 +393,39 @@ impl Union {
         });
     }
 
+    /// How a node is open that nobody has open. What the process before did past the cache is not known.
+    fn unopened(&self, node: NodeId) -> NodeOpen {
+        if self.took_over() {
+            NodeOpen::adopted(node)
+        } else {
+            NodeOpen::new(node)
+        }
+    }
+
+    /// The file that the process before registered.
+    fn adopted_file(&self, inode: &Inode, upper: bool) -> Result<SharedFile> {
+        let access = if upper && !self.params.read_only {
+            Access::Write
+        } else {
+            Access::Read
+        };
+        Ok(SharedFile {
+            real: Arc::new(self.open_real(inode, access)?),
+            upper,
+            access,
+        })
+    }
+
     fn opened(
         &self,
         inode: &Arc<Inode>,
         open: &Arc<NodeOpen>,
         flags: i32,
         shared: SharedFile,
-        backing: Option<Backing>,
+        backing: Option<(Backing, u32)>,
         mapper: bool,
     ) -> Opened {
+        let (backing, id) = backing.unzip();
         let mut counts = open.counts.lock();
         let mode = match &backing {
             Some(backing) => {
@@ -401,6 +456,15 @@ impl Union {
             passthrough,
             mapper,
         ));
+        let open = OpenFile {
+            node: open.node,
+            flags,
+            passthrough,
+            mapper,
+            upper: shared.upper,
+            backing: id.unwrap_or(0),
+        };
+        self.note_open(handle, open);
         Opened { handle, mode }
     }
 

@@ -22,7 +22,7 @@ impl Union {
         offset: u64,
         sink: &mut dyn FnMut(DirEntry<'_>) -> bool,
     ) -> Result<()> {
-        let inode = self.table.get(node)?;
+        let inode = self.node(node)?;
         self.each_entry(&inode, offset, &mut |item, cookie| {
             let Some(item) = item else {
                 return Ok(sink(self.dot(&inode, cookie)));
@@ -45,7 +45,7 @@ impl Union {
         offset: u64,
         sink: &mut dyn FnMut(DirEntry<'_>, Option<&Entry>) -> bool,
     ) -> Result<()> {
-        let inode = self.table.get(node)?;
+        let inode = self.node(node)?;
         self.each_entry(&inode, offset, &mut |item, cookie| {
             let Some(item) = item else {
                 return Ok(sink(self.dot(&inode, cookie), None));
@@ -56,7 +56,7 @@ impl Union {
                 Ok(None) => return Ok(false),
                 // One damaged file does not hide the others. It is named without a node that is kept: who uses the name
                 // asks for it again, and is told the error. A number that is known must not be given uncounted.
-                Err(e) if item.ino != 0 && self.table.get(item.ino).is_err() => {
+                Err(e) if item.ino != 0 && self.node(item.ino).is_err() => {
                     log::warn!("{:?} cannot be looked at: {e}", item.name);
                     let entry = DirEntry {
                         name: &item.name,
@@ -99,6 +99,7 @@ impl Union {
         }
         for cookie in [COOKIE_DOT, COOKIE_DOTDOT] {
             if offset < cookie && sink(None, cookie)? {
+                self.note_listing(inode);
                 return Ok(());
             }
         }
@@ -113,6 +114,7 @@ impl Union {
             };
             for (cookie, item) in &batch {
                 if sink(Some(item), *cookie)? {
+                    self.note_listing(inode);
                     return Ok(());
                 }
             }
@@ -150,7 +152,7 @@ impl Union {
         if self.params.no_sync {
             return Ok(());
         }
-        let inode = self.table.get(node)?;
+        let inode = self.node(node)?;
         if let (Some(part), Some(upper)) = (inode.upper(), &self.stack.upper) {
             upper.settle_names()?;
             upper.fsync(&part.node)?;
@@ -159,7 +161,11 @@ impl Union {
     }
 
     pub(crate) fn do_forget(&self, node: NodeId, count: u64) {
+        self.note_forget(node, count);
         let Some(inode) = self.table.forget(node, count) else {
+            if self.table.forget_seed(node, count) {
+                self.forget_adopted(node);
+            }
             return;
         };
         // The kernel knows the directory no more; its names can be read again.

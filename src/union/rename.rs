@@ -31,8 +31,8 @@ impl Union {
         new_name: &OsStr,
         mode: RenameMode,
     ) -> Result<()> {
-        let parent = self.table.get(parent)?;
-        let new_parent = self.table.get(new_parent)?;
+        let parent = self.node(parent)?;
+        let new_parent = self.node(new_parent)?;
         Self::check_new_name(new_name)?;
         self.writable()?;
         let from = End {
@@ -188,6 +188,7 @@ impl Union {
                 self.bury(target, to.parent, to.name);
             } else {
                 target.state.write().remove_name(to.parent, to.name);
+                self.note_no_name(target, to.parent, to.name);
                 self.unindex(upper, target)?;
                 self.forget_nameless(target);
             }
@@ -242,6 +243,10 @@ impl Union {
             state.remove_name(to.parent, to.name);
             state.add_name(from.parent, from_name);
         }
+        for (inode, end, other) in [(inode, to, from), (target, from, to)] {
+            self.note_name(inode, end.parent, end.name);
+            self.note_no_name(inode, other.parent, other.name);
+        }
         if let Some(listing) = Self::dir_part(from.parent)?.listing.lock().as_mut() {
             listing.insert_upper(from.name, target.file_type(), target.ino);
         }
@@ -281,6 +286,8 @@ impl Union {
             state.remove_name(from.parent, from.name);
             state.add_name(to.parent, to_name);
         }
+        self.note_name(inode, to.parent, to.name);
+        self.note_no_name(inode, from.parent, from.name);
         if let Some(listing) = Self::dir_part(from.parent)?.listing.lock().as_mut() {
             listing.remove(from.name, whiteout);
         }

@@ -14,6 +14,8 @@ use parking_lot::{Mutex, RwLock};
 
 use super::error::{Error, Result};
 use super::inode::Inode;
+use super::lock::{Rank, Ranked};
+use super::open::NodeOpen;
 use super::types::NodeId;
 
 const SHARDS: usize = 32;
@@ -45,6 +47,19 @@ struct NodeEntry {
     lookups: u64,
 }
 
+/// What the process before told the kernel of a node.
+#[derive(Debug)]
+pub(crate) struct Seed {
+    pub lookups: u64,
+    /// How it is open, if it is.
+    pub open: Option<Arc<NodeOpen>>,
+}
+
+/// Whether an inode number is none that the layers tell.
+pub(crate) fn is_dynamic(ino: u64) -> bool {
+    (DYNAMIC_BASE..RETIRED_BASE).contains(&ino)
+}
+
 #[derive(Debug, Default)]
 struct Shard {
     /// The inodes that the kernel knows by a node id which is their inode number. How often, they tell themselves.
@@ -58,6 +73,10 @@ struct Shard {
 /// The inode table. All its locks are leaves.
 #[derive(Debug)]
 pub(crate) struct Table {
+    /// What the process before told the kernel and nobody asked for here yet. A leaf lock, taken within a shard's.
+    seeds: Mutex<HashMap<NodeId, Seed>>,
+    /// How many. Atomic.
+    seeds_len: AtomicUsize,
     shards: [Mutex<Shard>; SHARDS],
     /// Inode number to node id, for inodes whose node id is not their inode number.
     renumbered: RwLock<HashMap<u64, NodeId>>,
@@ -71,6 +90,8 @@ pub(crate) struct Table {
 impl Table {
     pub(crate) fn new() -> Table {
         Table {
+            seeds: Mutex::default(),
+            seeds_len: AtomicUsize::new(0),
             shards: std::array::from_fn(|_| Mutex::default()),
             renumbered: RwLock::default(),
             renumbered_len: AtomicUsize::new(0),
@@ -118,27 +139,32 @@ impl Table {
         if let Some(inode) = shard.find(node) {
             return (inode, false);
         }
-        let inode = Arc::new(make(node));
-        shard.weak += 1;
-        shard.others.insert(
-            node,
-            NodeEntry {
-                held: Held::Weak(Arc::downgrade(&inode)),
-                lookups: 0,
-            },
-        );
+        let mut inode = make(node);
+        let seed = self.take_seed(node);
+        let renumbered = seed.as_ref().and_then(|seed| self.plant(&mut inode, seed));
+        let inode = Arc::new(inode);
+        match seed {
+            Some(seed) => shard.hold(node, &inode, seed.lookups),
+            None => {
+                shard.weak += 1;
+                let held = Held::Weak(Arc::downgrade(&inode));
+                shard.others.insert(node, NodeEntry { held, lookups: 0 });
+            }
+        }
         let dangling = shard.sweep();
         drop(shard);
         drop(dangling);
+        if let Some(new) = renumbered {
+            self.name_anew(&inode, new);
+        }
         (inode, true)
     }
 
-    /// Counts one more lookup of a node that was told to the kernel.
-    pub(crate) fn acquire(&self, node: NodeId, inode: &Arc<Inode>) {
+    /// Counts one more lookup of a node that was told to the kernel. True when the kernel did not know it.
+    pub(crate) fn acquire(&self, node: NodeId, inode: &Arc<Inode>) -> bool {
         let mut shard = self.shard(node).lock();
         if node == inode.ino {
-            shard.acquire_own(inode);
-            return;
+            return shard.acquire_own(inode, 1);
         }
         let entry = shard.others.entry(node).or_insert_with(|| NodeEntry {
             held: Held::Strong(inode.clone()),
@@ -148,7 +174,84 @@ impl Table {
         if matches!(entry.held, Held::Weak(_)) {
             entry.held = Held::Strong(inode.clone());
             shard.weak = shard.weak.saturating_sub(1);
+            return true;
         }
+        entry.lookups == 1
+    }
+
+    /// Takes over nodes, with their inode numbers, that the process before told the kernel. To be called before anything is told.
+    pub(crate) fn seed(&self, nodes: impl Iterator<Item = (NodeId, u64, Seed)>) {
+        let mut seeds = self.seeds.lock();
+        let mut renumbered = self.renumbered.write();
+        for (node, ino, seed) in nodes {
+            if node >= RETIRED_BASE {
+                self.next_retired.fetch_max(node + 1, Ordering::Relaxed);
+                let current = renumbered.entry(ino).or_insert(node);
+                *current = node.max(*current);
+            }
+            if is_dynamic(ino) {
+                self.next_dynamic.fetch_max(ino + 1, Ordering::Relaxed);
+            }
+            seeds.insert(node, seed);
+        }
+        self.renumbered_len
+            .store(renumbered.len(), Ordering::Release);
+        self.seeds_len.store(seeds.len(), Ordering::Release);
+    }
+
+    fn take_seed(&self, node: NodeId) -> Option<Seed> {
+        if self.seeds_len.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let mut seeds = self.seeds.lock();
+        let seed = seeds.remove(&node);
+        self.seeds_len.store(seeds.len(), Ordering::Release);
+        seed
+    }
+
+    /// Whether the kernel was told the node by the process before, and nobody asked for it here yet.
+    pub(crate) fn has_seed(&self, node: NodeId) -> bool {
+        self.seeds.lock().contains_key(&node)
+    }
+
+    /// The kernel gives back lookups of a node that nobody asked for here. True when none is left.
+    pub(crate) fn forget_seed(&self, node: NodeId, count: u64) -> bool {
+        if self.seeds_len.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        let mut seeds = self.seeds.lock();
+        let Some(seed) = seeds.get_mut(&node) else {
+            return false;
+        };
+        seed.lookups = seed.lookups.saturating_sub(count);
+        if seed.lookups > 0 {
+            return false;
+        }
+        seeds.remove(&node);
+        self.seeds_len.store(seeds.len(), Ordering::Release);
+        true
+    }
+
+    /// Has a node that the process before told the kernel stand for an inode.
+    pub(crate) fn bind(&self, node: NodeId, inode: &Arc<Inode>) {
+        let mut shard = self.shard(node).lock();
+        let Some(seed) = self.take_seed(node) else {
+            return;
+        };
+        shard.hold(node, inode, seed.lookups);
+    }
+
+    /// How a new inode is known by what the process before told the kernel of it. Where the kernel goes on reading a lower file
+    /// by itself, and the data is in the upper by now, the inode gets a new node id, which is returned.
+    fn plant(&self, inode: &mut Inode, seed: &Seed) -> Option<NodeId> {
+        let open = seed.open.as_ref()?;
+        if open.is_out_of_date(inode.data_in_upper()) {
+            let new = self.next_retired.fetch_add(1, Ordering::Relaxed);
+            inode.current = AtomicU64::new(new);
+            return Some(new);
+        }
+        inode.open = Ranked::new(Rank::Open, Some(open.clone()));
+        None
     }
 
     /// The kernel gives back lookups; returns the inode when this node has none left.
@@ -185,6 +288,11 @@ impl Table {
     /// Gives the inode a new node id; the old one goes on naming it until the kernel forgets it.
     pub(crate) fn renumber(&self, inode: &Arc<Inode>) -> NodeId {
         let node = self.next_retired.fetch_add(1, Ordering::Relaxed);
+        self.name_anew(inode, node);
+        node
+    }
+
+    fn name_anew(&self, inode: &Arc<Inode>, node: NodeId) {
         {
             let mut shard = self.shard(node).lock();
             shard.weak += 1;
@@ -200,7 +308,6 @@ impl Table {
         renumbered.insert(inode.ino, node);
         self.renumbered_len
             .store(renumbered.len(), Ordering::Release);
-        node
     }
 
     /// Whether so many nodes went since the last time that giving memory back is worth its cost.
@@ -275,24 +382,39 @@ impl Shard {
         }
     }
 
-    /// One more lookup of an inode by its own number.
-    fn acquire_own(&mut self, inode: &Arc<Inode>) {
+    /// Lookups that the process before counted.
+    fn hold(&mut self, node: NodeId, inode: &Arc<Inode>, lookups: u64) {
+        if node == inode.ino {
+            self.acquire_own(inode, u32::try_from(lookups).unwrap_or(u32::MAX));
+            return;
+        }
+        let entry = self.others.entry(node).or_insert_with(|| NodeEntry {
+            held: Held::Strong(inode.clone()),
+            lookups: 0,
+        });
+        entry.held = Held::Strong(inode.clone());
+        entry.lookups += lookups;
+    }
+
+    /// More lookups of an inode by its own number. True where the kernel did not know it.
+    fn acquire_own(&mut self, inode: &Arc<Inode>, count: u32) -> bool {
         if let Some(known) = self.find_own(inode.ino) {
             let lookups = known.lookups.load(Ordering::Relaxed);
             known
                 .lookups
-                .store(lookups.saturating_add(1), Ordering::Relaxed);
-            return;
+                .store(lookups.saturating_add(count), Ordering::Relaxed);
+            return false;
         }
         if self.others.remove(&inode.ino).is_some() {
             self.weak = self.weak.saturating_sub(1);
         }
-        inode.lookups.store(1, Ordering::Relaxed);
+        inode.lookups.store(count, Ordering::Relaxed);
         let hasher = &self.hasher;
         self.own
             .insert_unique(hasher.hash_one(inode.ino), inode.clone(), |inode| {
                 hasher.hash_one(inode.ino)
             });
+        true
     }
 
     /// The kernel knows an inode by its own number no more.

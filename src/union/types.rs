@@ -117,6 +117,10 @@ pub type Backing = Arc<dyn Any + Send + Sync>;
 pub trait BackingOpener {
     /// Registers an open file for passthrough; `writable`: programs may write to it.
     fn open_backing(&self, fd: BorrowedFd<'_>, writable: bool) -> io::Result<Backing>;
+    /// The number that the kernel knows it by.
+    fn id_of(&self, _backing: &Backing) -> u32 {
+        0
+    }
 }
 
 /// Tells the kernel what to cache, and what no more. Called without any lock held where nothing else is said.

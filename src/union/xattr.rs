@@ -36,7 +36,7 @@ impl Union {
     }
 
     pub(crate) fn do_getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
-        let inode = self.table.get(node)?;
+        let inode = self.node(node)?;
         let disk = self.disk_name(name)?;
         let (layer, at) = self.top(&inode)?;
         let value = match inode.partial() {
@@ -49,7 +49,7 @@ impl Union {
     }
 
     pub(crate) fn do_listxattr(&self, caller: &Caller, node: NodeId) -> Result<Vec<OsString>> {
-        let inode = self.table.get(node)?;
+        let inode = self.node(node)?;
         let (layer, at) = self.top(&inode)?;
         let namespace = self.namespace();
         let names = match inode.partial() {
@@ -83,7 +83,7 @@ impl Union {
         value: &[u8],
         flags: i32,
     ) -> Result<()> {
-        let inode = self.table.get(node)?;
+        let inode = self.node(node)?;
         self.writable()?;
         let disk = self.disk_name(name)?;
         self.copy_up(&inode, Copy::Meta, Cause::new("setxattr", caller))?;
@@ -113,7 +113,7 @@ impl Union {
     }
 
     pub(crate) fn do_removexattr(&self, caller: &Caller, node: NodeId, name: &OsStr) -> Result<()> {
-        let inode = self.table.get(node)?;
+        let inode = self.node(node)?;
         self.writable()?;
         let disk = self.disk_name(name)?;
         if name == "security.capability" && !self.may_kill_capability(caller, &inode)? {

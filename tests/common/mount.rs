@@ -68,7 +68,7 @@ impl std::error::Error for Failure {}
 impl Acetate {
     /// A mount at `dir`, which is created where it is missing, by the built binary or the one that
     /// `ACETATE_BINARY` names. The daemon stays a child of the test
-    /// (`--foreground`) unless [`Acetate::daemon`] is called.
+    /// (`--foreground`) unless [`Acetate::daemon`] is called. `ACETATE_TEST_OPTIONS` adds options to all mounts.
     pub fn new(dir: impl Into<PathBuf>) -> Acetate {
         Acetate {
             binary: std::env::var_os("ACETATE_BINARY")
@@ -79,7 +79,9 @@ impl Acetate {
             foreground: true,
             lowers: Vec::new(),
             upper: None,
-            options: Vec::new(),
+            options: std::env::var_os("ACETATE_TEST_OPTIONS")
+                .into_iter()
+                .collect(),
             arguments: Vec::new(),
             environment: Vec::new(),
             prefix: Vec::new(),

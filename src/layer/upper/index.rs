@@ -106,6 +106,16 @@ impl Index {
     }
 }
 
+impl Index {
+    /// Takes what another one has read. What was open before stays open (see [`Upper::renew`]).
+    pub(super) fn replace(&self, by: Index) {
+        std::mem::forget(std::mem::replace(
+            &mut *self.state.write(),
+            by.state.into_inner(),
+        ));
+    }
+}
+
 impl Upper {
     /// The upper inode that was copied up from the lower inode of this handle. Answered from memory when there is none.
     pub fn index_lookup(&self, handle: &OverlayHandle) -> io::Result<Option<(Node, Stat)>> {

@@ -26,7 +26,7 @@ mod workdir;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
@@ -169,6 +169,27 @@ impl Upper {
             node.set_pinned(Some(fd));
         }
         Ok(())
+    }
+
+    /// The descriptor that holds the node open, and its inode number.
+    pub fn pinned(&self, node: &Node) -> Option<(RawFd, u64)> {
+        let node = path_node(node).ok()?;
+        Some((node.pinned_fd()?, node.ino()))
+    }
+
+    /// A node without a name, of which another process left a descriptor. Fails where that is another file's.
+    pub fn adopt_pinned(&self, fd: OwnedFd, ino: u64) -> io::Result<Node> {
+        let stat = rustix::fs::fstat(&fd)?;
+        if stat.st_ino as u64 != ino || stat.st_dev as u64 != self.dev {
+            // Whose it is knows nobody: it stays open.
+            std::mem::forget(fd);
+            return Err(io::Error::from_raw_os_error(libc::ESTALE));
+        }
+        Ok(Node::Path(PathNode::nameless(
+            &self.tree,
+            Arc::new(fd),
+            ino,
+        )))
     }
 
     /// Lets go of what [`Upper::pin`] holds.

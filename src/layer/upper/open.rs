@@ -220,6 +220,27 @@ impl Upper {
             partial: Announcement::new(partial),
         }))
     }
+
+    /// Reads anew what is kept in memory of the directories, which another process has changed since they were opened, and
+    /// died: what it had not published goes. Descriptors from before are never closed: a process that is made of the same
+    /// memory later on has them too, and would close by their numbers what others open.
+    pub fn renew(&self) -> Result<(), UpperError> {
+        let wk = Place {
+            what: "workdir",
+            path: &self.path,
+        };
+        let scratch = self.work.fd.as_fd();
+        clean(&self.tree, scratch, Some(INCOMPAT.as_ref())).map_err(|e| wk.io(e))?;
+        self.work.renew();
+        let base = self.work.base.as_fd();
+        let index = Index::open(&self.tree, base).map_err(|e| wk.io(e))?;
+        self.index.replace(index);
+        let sidecar = Sidecar::open(&self.tree, base, &self.root).map_err(|e| wk.io(e))?;
+        self.sidecar.replace(sidecar);
+        let partial = partial::is_announced(&self.work.fd).map_err(|e| wk.io(e))?;
+        self.partial.renew(partial);
+        Ok(())
+    }
 }
 
 /// Everything that can be told of the two without touching anything.

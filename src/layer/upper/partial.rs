@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode};
@@ -38,8 +39,8 @@ const YIELD: &str = "yield";
 pub(super) struct Announcement {
     /// Held while the directories are made and removed, so that neither happens for an old number.
     count: Mutex<usize>,
-    /// Partial files were left by the mount before. Immutable.
-    left: bool,
+    /// Partial files were left by the mount or the process before. Atomic.
+    left: AtomicBool,
 }
 
 impl Announcement {
@@ -47,8 +48,14 @@ impl Announcement {
     pub(super) fn new(left: bool) -> Announcement {
         Announcement {
             count: Mutex::new(usize::from(left)),
-            left,
+            left: AtomicBool::new(left),
         }
+    }
+
+    /// As when it is made.
+    pub(super) fn renew(&self, left: bool) {
+        *self.count.lock() = usize::from(left);
+        self.left.store(left, Ordering::Relaxed);
     }
 }
 
@@ -104,7 +111,7 @@ pub fn partial_left(work: &Path) -> bool {
 impl Upper {
     /// Whether the mount before left partial files: they count as one until [`Upper::withdraw_partial`] is called for them.
     pub fn partial_left(&self) -> bool {
-        self.partial.left
+        self.partial.left.load(Ordering::Relaxed)
     }
 
     /// There is a partial file more, or is about to be.

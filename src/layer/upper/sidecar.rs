@@ -196,6 +196,16 @@ impl Drop for Sidecar {
     }
 }
 
+impl Sidecar {
+    /// Takes what another one has read. What was open before stays open (see [`Upper::renew`](super::Upper::renew)).
+    pub(super) fn replace(&self, by: Sidecar) {
+        let state = std::mem::take(&mut *by.state.write());
+        std::mem::forget(std::mem::replace(&mut *self.state.write(), state));
+        // It must not end the use of the directory.
+        std::mem::forget(by);
+    }
+}
+
 /// Best effort: an entry that stays is bound to an inode that is gone, and swept when the next mount finds it in use.
 fn remove_entry(dir: &OwnedFd, name: &OsStr) {
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {

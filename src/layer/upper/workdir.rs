@@ -69,6 +69,12 @@ impl Workdir {
         }
     }
 
+    /// Forgets what another process made in the scratch directory, which is empty.
+    pub(super) fn renew(&self) {
+        *self.shared_whiteout.lock() = None;
+        self.next.store(0, Ordering::Relaxed);
+    }
+
     pub(super) fn writes_marked_whiteouts(&self) -> bool {
         self.form == WhiteoutForm::Marked
     }

@@ -1,0 +1,271 @@
+//! Serving a mount that outlives its daemon: what the supervisor does before it waits, and each worker after that.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::completing::{self, Completing};
+use super::compose::Mounted;
+use super::control;
+use super::daemon::{
+    Served, Starter, Threads, give_up, go_into_background, record, register, start_threads,
+};
+use super::error::MountError;
+use super::options::Complete;
+use super::outside::Outside;
+use super::state::{Record, Registration};
+use super::supervise::{self, Role, Worker};
+use crate::fuse::{Connection, Session, TakeOver, can_resend};
+use crate::sys::daemon::outlive_starter;
+use crate::sys::memory;
+use crate::sys::worker;
+
+/// Serves the mount in a process that another takes over from when it dies, while this one waits.
+pub(super) fn serve(
+    mounted: Mounted,
+    mut served: Served,
+    mut starter: Option<Starter>,
+    outside: Arc<Outside>,
+) -> Result<(), MountError> {
+    served.signals.add(worker::NOTICE);
+    let record = record(&mounted, &served, &outside);
+    let registered = served.runtime.as_deref().and_then(|dir| {
+        register(dir, &record)
+            .inspect_err(|e| log::warn!("the mount cannot be asked anything: {e}"))
+            .ok()
+    });
+    let (role, init) = match with_supervisor(&mounted, &mut starter) {
+        Ok(started) => started,
+        Err(e) => {
+            give_up(outside.unmount(true));
+            return Err(e);
+        }
+    };
+    let left_to = role.next();
+    let serving = Serving {
+        mounted,
+        served,
+        record,
+        outside,
+    };
+    let ended = serving.run(&role, init, registered, starter);
+    if let (Err(e), true) = (&ended, left_to()) {
+        // Another process takes over, which needs the record and the socket.
+        log::error!("{e}");
+        std::process::exit(i32::from(e.exit_code()));
+    }
+    ended
+}
+
+/// Has the rest done by another process, while this one waits. Returns in the other, or where there can be none, with the
+/// kernel's first message.
+fn with_supervisor(
+    mounted: &Mounted,
+    starter: &mut Option<Starter>,
+) -> Result<(Role, Vec<u8>), MountError> {
+    let failed = |e| MountError::Io("the kernel's first message", e);
+    let init = Connection::first_message(&mounted.device).map_err(failed)?;
+    if !can_resend(&init) {
+        log::warn!("no supervisor: the kernel sends no request twice, as Linux does from 6.9 on");
+        return Ok((Role::Alone, init));
+    }
+    // Nothing that a worker may close is known to the processes that come after it.
+    mounted.cache.clear();
+    let role = supervise::start(|| match starter.take() {
+        Some(starter) => tell(starter),
+        None => Ok(()),
+    })
+    .map_err(|e| MountError::Io("cannot start a process", e))?;
+    if matches!(role, Role::Worker(_)) {
+        // The supervisor's, by the same numbers.
+        std::mem::forget(starter.take());
+    }
+    Ok((role, init))
+}
+
+/// The mount answers: who waits for it is told.
+fn tell(starter: Starter) -> io::Result<()> {
+    let mut to_parent = go_into_background(starter)?;
+    outlive_starter()?;
+    to_parent.write_all(&[0])
+}
+
+/// A mount that is made, and how it is to be served.
+struct Serving {
+    mounted: Mounted,
+    served: Served,
+    record: Record,
+    outside: Arc<Outside>,
+}
+
+impl Serving {
+    /// Makes the session of this process.
+    fn connect(&mut self, role: &Role, init: Vec<u8>) -> Result<Session, MountError> {
+        let device = self
+            .mounted
+            .device
+            .try_clone()
+            .map_err(|e| MountError::Io("/dev/fuse", e))?;
+        let connection = match role {
+            Role::Worker(worker) => {
+                if !worker.first {
+                    self.renew(worker)?;
+                }
+                Connection::Shared(TakeOver {
+                    device: Arc::new(device),
+                    init,
+                    first: worker.first,
+                    journal: worker.journal.clone(),
+                })
+            }
+            Role::Alone => Connection::Begun(device, init),
+        };
+        let (access, settings) = (self.mounted.access, self.mounted.settings);
+        Session::new(self.mounted.union.clone(), connection, access, settings)
+            .map_err(|e| MountError::Io("the kernel's first message", e))
+    }
+
+    /// Looks anew at what the process before may have changed.
+    fn renew(&mut self, worker: &Worker) -> Result<(), MountError> {
+        if let Some(upper) = &self.mounted.upper_layer {
+            upper.renew()?;
+        }
+        if let Some(why) = &worker.read_only {
+            log::error!(
+                "{} is read-only from now on: {why}",
+                self.mounted.mountpoint.display()
+            );
+            if let Some(union) = Arc::get_mut(&mut self.mounted.union) {
+                union.refuse_changes();
+            }
+        }
+        Ok(())
+    }
+
+    fn run(
+        mut self,
+        role: &Role,
+        init: Vec<u8>,
+        registered: Option<(Registration, control::Place)>,
+        starter: Option<Starter>,
+    ) -> Result<(), MountError> {
+        let started = self.start(role, init, registered, starter);
+        let Threads {
+            serving,
+            registered,
+        } = match started {
+            Ok(threads) => threads,
+            Err(e) => {
+                if !matches!(role, Role::Worker(Worker { first: false, .. })) {
+                    give_up(self.outside.unmount(true));
+                }
+                return Err(e);
+            }
+        };
+        let private = self.mounted.private.is_some();
+        let tending = Completing::start(&self.mounted.union, self.served.complete, private);
+        memory::give_back();
+        let ended = serving
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
+        if let Role::Worker(worker) = role {
+            worker.say_ending();
+        }
+        if ended.is_err() {
+            give_up(self.outside.unmount(true));
+        }
+        drop(tending);
+        let (outside, complete) = (self.outside, self.served.complete);
+        self.mounted.let_go(complete);
+        outside.discard();
+        if let Some((registration, _)) = registered {
+            outside.finish();
+            registration.withdraw();
+        }
+        ended.map_err(|e| MountError::Io("the connection to the kernel", e))
+    }
+
+    /// Until the mount answers.
+    fn start(
+        &mut self,
+        role: &Role,
+        init: Vec<u8>,
+        registered: Option<(Registration, control::Place)>,
+        starter: Option<Starter>,
+    ) -> Result<Threads, MountError> {
+        let session = self.connect(role, init)?;
+        let (record, dir) = (self.record.clone(), self.served.runtime.clone());
+        let threads = start_threads(
+            session,
+            &self.mounted.union,
+            self.record.clone(),
+            registered,
+            &self.served,
+            &self.mounted.mountpoint,
+            &self.outside,
+            move || go_on_alone(&record, dir.as_deref()),
+        )?;
+        // From here on the only files made are those of programs, whose own umask comes with each request. Any other
+        // would take bits away that are set again by a call more.
+        rustix::process::umask(rustix::fs::Mode::empty());
+        let first = !matches!(role, Role::Worker(Worker { first: false, .. }));
+        if first {
+            let mountpoint = self.mounted.mountpoint.clone();
+            self.outside
+                .touch()
+                .map_err(|e| MountError::Path("the mount does not answer:", mountpoint, e))?;
+        }
+        let told = match (role, starter) {
+            (Role::Worker(worker), _) => worker.say_ready(),
+            (Role::Alone, Some(starter)) => tell(starter),
+            (Role::Alone, None) => Ok(()),
+        };
+        told.map_err(|e| MountError::Io("cannot go into the background", e))?;
+        if first {
+            self.outside.sweep_logs();
+        }
+        Ok(threads)
+    }
+}
+
+impl Mounted {
+    /// The mount is gone. The layers go first: whoever waits for that may want to unmount what they lie on.
+    fn let_go(self, complete: Option<Complete>) {
+        let Mounted {
+            union,
+            upper_layer,
+            cache,
+            private,
+            guard,
+            device,
+            ..
+        } = self;
+        if private.is_none() && complete != Some(Complete::Never) {
+            completing::at_the_end(&union);
+        }
+        drop(upper_layer);
+        drop(union);
+        drop(cache);
+        drop(guard);
+        drop(device);
+        drop(private);
+    }
+}
+
+/// The supervisor has died: nobody takes over from this process, which others now have to look for.
+fn go_on_alone(record: &Record, dir: Option<&Path>) {
+    log::error!(
+        "the supervisor has died: the mount at {} goes on, and ends with this process",
+        record.mountpoint.display()
+    );
+    let Some(dir) = dir else { return };
+    let record = Record {
+        pid: std::process::id(),
+        ..record.clone()
+    };
+    match Registration::new(dir, &record) {
+        // The one that was made first takes the record away.
+        Ok(registration) => std::mem::forget(registration),
+        Err(e) => log::warn!("the record of the mount is out of date: {e}"),
+    }
+}

@@ -1,0 +1,585 @@
+//! Taking over what the process before told the kernel.
+//!
+//! At the take-over only the journal is read. A node becomes an inode when it is first asked for, by its names or, where
+//! it has none any more, by what was left open of it; an open file is opened when it is first used.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::Union;
+use super::book::{Book, BookFile};
+use super::error::{Error, Result};
+use super::file::Handle;
+use super::inode::{Inode, LowerRef, Lowers, State, UpperPart};
+use super::journal::{self, Grave, Journal, LowerPlace, OpenFile, Record};
+use super::listing::Listing;
+use super::open::NodeOpen;
+use super::stack::{Resolved, ResolvedUpper};
+use super::table::Seed;
+use super::types::{Backing, HandleId, NodeId, ROOT};
+use crate::layer::{Access, Layer, LayerLookup, Node, Opaque};
+use crate::sys::worker;
+
+/// What the process before left.
+#[derive(Debug)]
+pub(super) struct Adopted {
+    /// A leaf lock.
+    book: Mutex<Book>,
+    /// Which inode a name stood for, by the directory's number; of those whose number nothing on disk tells. Immutable.
+    numbers: HashMap<(u64, OsString), u64>,
+    /// How nodes are open. Immutable.
+    opens: HashMap<NodeId, Arc<NodeOpen>>,
+    /// Held while a node becomes an inode, before all other locks.
+    recovering: Mutex<()>,
+}
+
+/// The path of a node in its layer.
+fn path_of(node: &Node) -> Option<Vec<u8>> {
+    match node {
+        Node::Path(node) => node.path(),
+        Node::Child(child) => child.path(),
+        Node::Index(_) => None,
+    }
+}
+
+impl Union {
+    /// Where changes are written down from now on; called once, before the first request.
+    pub fn set_journal(&self, journal: Arc<Journal>) {
+        if self.journal.set(journal).is_err() {
+            log::error!("the journal was set twice");
+        }
+    }
+
+    /// Writes down what the kernel knows without having been told: to be called by the first process.
+    pub fn note_root(&self) {
+        self.note_node(ROOT, &self.root, true);
+    }
+
+    /// The descriptors that the process before left open for files without a name, as its journal says, with the inode
+    /// numbers that they must have.
+    pub fn left_open(journal: &Journal) -> HashMap<RawFd, u64> {
+        let book = journal.book();
+        let graves = book.files.values().filter_map(|file| file.grave.as_ref());
+        graves.filter_map(|grave| grave.upper).collect()
+    }
+
+    /// Takes over what the journal tells; called once, before the first request. `wrap` makes a backing file of the number that it
+    /// is registered with. Returns the numbers that nothing needs any more, which are to be closed.
+    pub fn adopt(&self, journal: &Arc<Journal>, wrap: &dyn Fn(u32) -> Backing) -> Result<Vec<u32>> {
+        let mut book = journal.book();
+        // What was a root before is there already.
+        book.nodes.remove(&ROOT);
+        for file in book.files.values_mut() {
+            if let Some(grave) = &mut file.grave
+                && let Some((fd, real)) = grave.upper
+                && !worker::inode_of(fd).is_ok_and(|found| found == real)
+            {
+                // It is closed, or somebody else's.
+                grave.upper = None;
+            }
+        }
+        let mut opens: HashMap<NodeId, Arc<NodeOpen>> = HashMap::new();
+        let mut in_use = HashSet::new();
+        let mut backings: HashMap<NodeId, Backing> = HashMap::new();
+        for open in book.opens.values() {
+            if open.passthrough && in_use.insert(open.backing) {
+                backings.insert(open.node, wrap(open.backing));
+            }
+            let node = opens
+                .entry(open.node)
+                .or_insert_with(|| Arc::new(NodeOpen::adopted(open.node)));
+            node.count_adopted(open, backings.get(&open.node));
+        }
+        let numbers = book
+            .files
+            .iter()
+            .filter(|(ino, _)| super::table::is_dynamic(**ino))
+            .flat_map(|(ino, file)| file.names.iter().map(|name| (name.clone(), *ino)))
+            .collect();
+        self.table.seed(book.nodes.iter().map(|(&node, entry)| {
+            let seed = Seed {
+                lookups: entry.lookups.unsigned_abs(),
+                open: opens.get(&node).cloned(),
+            };
+            (node, entry.ino, seed)
+        }));
+        self.handles.go_on_after(book.last_handle);
+        let unused = book.backings.difference(&in_use).copied().collect();
+        let adopted = Adopted {
+            book: Mutex::new(book),
+            numbers,
+            opens,
+            recovering: Mutex::new(()),
+        };
+        if self.adopted.set(adopted).is_err() {
+            return Err(Error::Corrupt("a mount was taken over twice".into()));
+        }
+        Ok(unused)
+    }
+
+    /// Whether this process took the mount over from another.
+    pub(super) fn took_over(&self) -> bool {
+        self.adopted.get().is_some()
+    }
+
+    /// What a request was about to do that is sent again; `None` when it had not been begun.
+    pub fn intent(&self, unique: u64) -> Option<u64> {
+        let unique = journal::first_number(unique);
+        self.adopted
+            .get()?
+            .book
+            .lock()
+            .intents
+            .get(&unique)
+            .copied()
+    }
+
+    /// Says that a request is begun that must not be done twice. `subject` is what [`Union::intent`] then tells.
+    pub fn begin(&self, unique: u64, subject: u64) {
+        if let Some(journal) = self.journal.get() {
+            journal.begin(unique, subject);
+        }
+    }
+
+    /// Says that what has the one name may have the other as well from now on.
+    pub fn announce_name(&self, from: (NodeId, &OsStr), to: (NodeId, &OsStr)) {
+        let found = self
+            .node(from.0)
+            .and_then(|parent| self.find_inode(&parent, from.1));
+        if let (Ok(Some(inode)), Ok(parent)) = (found, self.node(to.0)) {
+            self.note_name(&inode, &parent, to.1);
+        }
+    }
+
+    /// The inode number of what has a name, 0 where nothing has.
+    pub fn number_at(&self, parent: NodeId, name: &OsStr) -> u64 {
+        let found = self
+            .node(parent)
+            .and_then(|parent| self.find_inode(&parent, name));
+        found.ok().flatten().map_or(0, |inode| inode.ino)
+    }
+
+    /// Where changes are written down, if they are.
+    pub fn journal(&self) -> Option<&Arc<Journal>> {
+        self.journal.get()
+    }
+
+    /// The inode that a node id stands for.
+    pub(crate) fn node(&self, node: NodeId) -> Result<Arc<Inode>> {
+        match (self.table.get(node), self.adopted.get()) {
+            (Err(_), Some(adopted)) => self.recover(adopted, node),
+            (found, _) => found,
+        }
+    }
+
+    fn recover(&self, adopted: &Adopted, node: NodeId) -> Result<Arc<Inode>> {
+        let _recovering = adopted.recovering.lock();
+        self.recover_locked(adopted, node)
+    }
+
+    /// Precondition: `recovering` is held.
+    fn recover_locked(&self, adopted: &Adopted, node: NodeId) -> Result<Arc<Inode>> {
+        if let Ok(inode) = self.table.get(node) {
+            return Ok(inode);
+        }
+        let ino = match adopted.book.lock().nodes.get(&node) {
+            Some(entry) if self.table.has_seed(node) => entry.ino,
+            _ => return Err(Error::Errno(libc::ESTALE)),
+        };
+        let inode = self.recover_inode(adopted, ino)?;
+        self.table.bind(node, &inode);
+        self.table.get(node)
+    }
+
+    fn live(&self, ino: u64) -> Option<Arc<Inode>> {
+        if ino == self.root.ino {
+            return Some(self.root.clone());
+        }
+        self.table.find_ino(ino)
+    }
+
+    /// Precondition: `recovering` is held.
+    fn recover_inode(&self, adopted: &Adopted, ino: u64) -> Result<Arc<Inode>> {
+        let mut chain: Vec<(u64, BookFile)> = Vec::new();
+        let mut at = ino;
+        let mut seen = HashSet::new();
+        while self.live(at).is_none() {
+            let file = adopted.book.lock().files.get(&at).cloned();
+            let Some(file) = file.filter(|_| seen.insert(at)) else {
+                log::debug!("inode {ino}: nothing is known of inode {at} above it");
+                break;
+            };
+            let above = file.names.first().map(|(parent, _)| *parent);
+            chain.push((at, file));
+            match above {
+                Some(above) => at = above,
+                None => break,
+            }
+        }
+        let mut kept = None;
+        while let Some((ino, file)) = chain.pop() {
+            kept = Some(self.recover_one(adopted, ino, &file)?);
+        }
+        kept.or_else(|| self.live(ino))
+            .ok_or(Error::Errno(libc::ESTALE))
+    }
+
+    /// Precondition: `recovering` is held.
+    fn recover_one(&self, adopted: &Adopted, ino: u64, file: &BookFile) -> Result<Arc<Inode>> {
+        let mut found = None;
+        // All of them: what they show is what the union then knows of the inode.
+        for (parent, name) in &file.names {
+            let parent = match self.live(*parent) {
+                Some(parent) => Ok(parent),
+                None if file.names.len() > 1 => self.recover_inode(adopted, *parent),
+                None => Err(Error::Errno(libc::ESTALE)),
+            };
+            let Ok(parent) = parent else { continue };
+            match self.find_inode(&parent, name) {
+                Ok(Some(inode)) if inode.ino == ino => found = Some(inode),
+                Ok(_) | Err(Error::Errno(libc::ENOENT | libc::ESTALE)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        if let Some(inode) = found {
+            return Ok(inode);
+        }
+        // Once: the descriptor goes over to the inode.
+        let grave = adopted
+            .book
+            .lock()
+            .files
+            .get_mut(&ino)
+            .and_then(|file| file.grave.take());
+        match &grave {
+            Some(grave) => self.exhume(ino, file.file_type, grave),
+            None => {
+                log::debug!("inode {ino} is at none of its names {:?}", file.names);
+                Err(Error::Errno(libc::ESTALE))
+            }
+        }
+    }
+
+    /// An inode without a name.
+    fn exhume(&self, ino: u64, file_type: u32, grave: &Grave) -> Result<Arc<Inode>> {
+        let mut lowers = Lowers::new();
+        for (layer, place) in &grave.lowers {
+            if let Some(lower) = self.lower_at(*layer, place)? {
+                lowers.push(lower);
+            }
+        }
+        let mut state = State {
+            dead: grave.dead,
+            metacopy: grave.metacopy,
+            ..State::default()
+        };
+        if let (Some((fd, real)), Some(upper)) = (grave.upper, &self.stack.upper) {
+            let node = upper.adopt_pinned(worker::adopt(fd), real)?;
+            let stat = upper.stat(&node)?;
+            let marks = upper.marks(&node, &stat)?;
+            let resolved = Resolved {
+                metacopy: marks.metacopy,
+                upper: Some(ResolvedUpper {
+                    node: node.clone(),
+                    stat,
+                    marks,
+                }),
+                lowers: lowers.clone(),
+                lower_stat: None,
+            };
+            let partial = self.attach_partial(&resolved)?;
+            state.metacopy = resolved.metacopy && partial.is_none();
+            state.set_partial(partial);
+            state.upper = Some(Box::new(UpperPart {
+                real_ino: real,
+                xwhiteouts: resolved
+                    .upper
+                    .is_some_and(|u| u.marks.opaque == Opaque::XWhiteouts),
+                node,
+            }));
+        }
+        state.lowers = lowers;
+        if state.upper.is_none() && state.lowers.is_empty() {
+            return Err(Error::Errno(libc::ESTALE));
+        }
+        let mut state = Some(state);
+        let (inode, _) = self.table.find_or_insert(ino, |node| {
+            Inode::new(node, ino, file_type, state.take().unwrap_or_default())
+        });
+        Ok(inode)
+    }
+
+    fn lower_at(&self, layer: u16, place: &LowerPlace) -> Result<Option<LowerRef>> {
+        let Some(of) = self.stack.lowers.get(usize::from(layer)) else {
+            return Ok(None);
+        };
+        let node = match place {
+            LowerPlace::Index(index) => Node::Index(*index),
+            LowerPlace::Path(path) => {
+                let mut node = of.root();
+                for part in path.split(|b| *b == b'/').filter(|part| !part.is_empty()) {
+                    match of.lookup(&node, OsStr::from_bytes(part), false)? {
+                        LayerLookup::Found(found) => node = found.node,
+                        _ => return Ok(None),
+                    }
+                }
+                node
+            }
+        };
+        Ok(Some(LowerRef {
+            layer,
+            node,
+            xwhiteouts: false,
+        }))
+    }
+
+    /// The number that the file at a name had, where nothing on disk tells it. `real`: inode number of its upper part, 0
+    /// without one.
+    pub(super) fn adopted_number(
+        &self,
+        parent: &Inode,
+        name: &OsStr,
+        (real, file_type): (u64, u32),
+    ) -> Option<u64> {
+        let adopted = self.adopted.get()?;
+        if adopted.numbers.is_empty() {
+            return None;
+        }
+        let ino = *adopted.numbers.get(&(parent.ino, name.to_owned()))?;
+        let book = adopted.book.lock();
+        let file = book.files.get(&ino)?;
+        (file.real == real && file.file_type == file_type).then_some(ino)
+    }
+
+    /// The open file that a handle stands for.
+    pub(super) fn handle(&self, id: HandleId) -> Result<Arc<Handle>> {
+        match (self.handles.get(id), self.adopted.get()) {
+            (Err(_), Some(adopted)) => self.recover_handle(adopted, id),
+            (found, _) => found,
+        }
+    }
+
+    fn recover_handle(&self, adopted: &Adopted, id: HandleId) -> Result<Arc<Handle>> {
+        let _recovering = adopted.recovering.lock();
+        if let Ok(handle) = self.handles.get(id) {
+            return Ok(handle);
+        }
+        let open = adopted.book.lock().opens.get(&id).copied();
+        let (Some(open), Some(node)) = (open, open.and_then(|o| adopted.opens.get(&o.node))) else {
+            return Err(Error::Errno(libc::EBADF));
+        };
+        let inode = self.recover_locked(adopted, open.node)?;
+        let upper = inode.data_in_upper();
+        let write = open.flags & libc::O_ACCMODE != libc::O_RDONLY || self.params.writeback;
+        let access = if write && upper && !self.params.read_only {
+            Access::Write
+        } else {
+            Access::Read
+        };
+        let real = Arc::new(self.open_real(&inode, access)?);
+        let handle = Handle::new(
+            inode,
+            node.clone(),
+            real,
+            upper,
+            open.flags,
+            open.passthrough,
+            open.mapper,
+        );
+        self.handles.insert_at(id, handle);
+        adopted.book.lock().opens.remove(&id);
+        self.handles.get(id)
+    }
+
+    /// A handle that was never used here is closed: the node that it was opened on, if its attributes have settled by that.
+    pub(super) fn release_adopted(&self, id: HandleId) -> Option<NodeId> {
+        let adopted = self.adopted.get()?;
+        let open = adopted.book.lock().opens.remove(&id)?;
+        let node = adopted.opens.get(&open.node)?;
+        node.release(open.passthrough, open.mapper, None)
+            .then_some(open.node)
+    }
+
+    /// Whether a file is open for writing by a handle that was not used here yet.
+    pub(super) fn adopted_writer(&self, inode: &Inode) -> bool {
+        let Some(adopted) = self.adopted.get() else {
+            return false;
+        };
+        let book = adopted.book.lock();
+        let writes = |open: &OpenFile| open.flags & libc::O_ACCMODE != libc::O_RDONLY;
+        book.opens.values().filter(|open| writes(open)).any(|open| {
+            book.nodes
+                .get(&open.node)
+                .is_some_and(|n| n.ino == inode.ino)
+        })
+    }
+
+    /// The kernel knows a node no more that was never asked for here.
+    pub(super) fn forget_adopted(&self, node: NodeId) {
+        let Some(adopted) = self.adopted.get() else {
+            return;
+        };
+        let mut book = adopted.book.lock();
+        let Some(ino) = book.nodes.get(&node).map(|entry| entry.ino) else {
+            return;
+        };
+        let grave = book.files.get(&ino).and_then(|file| file.grave.clone());
+        book.forget(node);
+        let gone = !book.nodes.contains_key(&node) && !book.twins.contains(&ino);
+        drop(book);
+        if let (true, Some((fd, _)), None) = (
+            gone,
+            grave.and_then(|grave| grave.upper),
+            self.table.find_ino(ino),
+        ) {
+            drop(worker::adopt(fd));
+        }
+    }
+
+    /// Writes down that the kernel is told a node.
+    pub(super) fn note_node(&self, node: NodeId, inode: &Inode, first: bool) {
+        let Some(journal) = self.journal.get() else {
+            return;
+        };
+        if !first {
+            journal.put(&[Record::Lookup(node)]);
+            return;
+        }
+        let state = inode.state.read();
+        let mut records: smallvec::SmallVec<[Record<'_>; 4]> = smallvec::smallvec![Record::Node {
+            node,
+            ino: inode.ino,
+            file_type: inode.file_type(),
+            real: state.upper.as_ref().map_or(0, |part| part.real_ino),
+            lookups: 1,
+        }];
+        for dentry in state.dentries.iter() {
+            records.push(journal::name(inode.ino, dentry.parent.ino, &dentry.name));
+        }
+        journal.put(&records);
+    }
+
+    /// Writes down that the kernel gives lookups back.
+    pub(super) fn note_forget(&self, node: NodeId, count: u64) {
+        if let Some(journal) = self.journal.get() {
+            journal.put(&[Record::Forget(node, count)]);
+        }
+    }
+
+    /// Writes down that a file has a name more.
+    pub(super) fn note_name(&self, inode: &Inode, parent: &Inode, name: &OsStr) {
+        if let Some(journal) = self.journal.get() {
+            journal.put(&[journal::name(inode.ino, parent.ino, name)]);
+        }
+    }
+
+    /// Writes down that a file has a name less.
+    pub(super) fn note_no_name(&self, inode: &Inode, parent: &Inode, name: &OsStr) {
+        if let Some(journal) = self.journal.get() {
+            journal.put(&[Record::Unname {
+                ino: inode.ino,
+                parent: parent.ino,
+                name: name.as_bytes(),
+            }]);
+        }
+    }
+
+    /// Writes down how a file is reached that is about to lose its last name.
+    pub(super) fn note_grave(&self, inode: &Inode, dead: bool) -> Result<()> {
+        let upper = inode.upper().map(|part| part.node);
+        self.note_grave_as(inode, upper.as_ref(), dead)
+    }
+
+    /// The same; `upper`: its upper part, which is held open.
+    pub(super) fn note_grave_as(
+        &self,
+        inode: &Inode,
+        upper: Option<&Node>,
+        dead: bool,
+    ) -> Result<()> {
+        let (Some(journal), Some(of)) = (self.journal.get(), &self.stack.upper) else {
+            return Ok(());
+        };
+        let (metacopy, lowers) = {
+            let state = inode.state.read();
+            (state.metacopy, state.lowers.clone())
+        };
+        let mut grave = Grave {
+            upper: upper.and_then(|node| of.pinned(node)),
+            dead,
+            metacopy,
+            lowers: Vec::new(),
+        };
+        for lower in lowers.iter() {
+            let place = match &lower.node {
+                Node::Index(index) => LowerPlace::Index(*index),
+                Node::Path(_) | Node::Child(_) => match path_of(&lower.node) {
+                    Some(path) => LowerPlace::Path(path),
+                    None => continue,
+                },
+            };
+            grave.lowers.push((lower.layer, place));
+        }
+        journal.put(&[Record::Grave {
+            ino: inode.ino,
+            file_type: inode.file_type(),
+            grave,
+        }]);
+        Ok(())
+    }
+
+    /// Writes down an open file.
+    pub(super) fn note_open(&self, handle: HandleId, open: OpenFile) {
+        if let Some(journal) = self.journal.get() {
+            journal.put(&[Record::Open(handle, open)]);
+        }
+    }
+
+    /// Writes down the cookies of a listing, of which a reading was given a part.
+    pub(super) fn note_listing(&self, inode: &Inode) {
+        let (Some(journal), Some(dir)) = (self.journal.get(), &inode.dir) else {
+            return;
+        };
+        let cookies = dir
+            .listing
+            .lock()
+            .as_mut()
+            .and_then(|listing| listing.written_down());
+        if let Some(cookies) = cookies {
+            journal.put(&[Record::Listing(inode.ino, cookies)]);
+        }
+    }
+
+    /// Has a listing that was loaded now go on with the cookies that the process before gave.
+    pub(super) fn adopt_cookies(&self, inode: &Inode, listing: &mut Listing) {
+        let Some(adopted) = self.adopted.get() else {
+            return;
+        };
+        // Once: what is loaded again after that was forgotten in between.
+        let cookies = adopted.book.lock().listings.remove(&inode.ino);
+        if let Some(cookies) = cookies {
+            listing.take_cookies(&cookies);
+        }
+    }
+
+    /// Writes down that a file is closed.
+    pub(super) fn note_release(&self, handle: HandleId) {
+        if let Some(journal) = self.journal.get() {
+            journal.put(&[Record::Release(handle)]);
+        }
+    }
+
+    /// Whether another process can go on where this one stops.
+    pub fn can_be_taken_over(&self) -> io::Result<()> {
+        match self.journal.get() {
+            Some(journal) => journal::log_of(journal).map(drop),
+            None => Err(io::Error::other("there is no journal")),
+        }
+    }
+}
