@@ -1,0 +1,13 @@
+//! Mounts that outlive the process that serves them.
+
+#![allow(unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+#[path = "takeover/deaths.rs"]
+mod deaths;
+#[path = "takeover/load.rs"]
+mod load;
+#[path = "takeover/rig.rs"]
+mod rig;

@@ -1,0 +1,205 @@
+//! What programs see of a daemon's death, and what of its supervisor's.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use crate::common::skip;
+use crate::require;
+use crate::rig::{Rig, kernel_resends, wait_for_end, worker_of};
+
+const LIMIT: Duration = Duration::from_secs(180);
+
+fn append(file: &mut File, text: &str) {
+    file.write_all(text.as_bytes()).unwrap();
+}
+
+fn whole(file: &mut File) -> String {
+    let mut text = String::new();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    file.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn open_files_go_on_in_the_next_process() {
+    require!(skip::privileged());
+    require!(kernel_resends());
+    let rig = Rig::new("takeover-open", LIMIT, |lower| {
+        fs::write(lower.join("read"), "lower").unwrap();
+        fs::write(lower.join("changed"), "before").unwrap();
+        fs::write(lower.join("run"), "#!/bin/sh\necho ran\n").unwrap();
+        fs::set_permissions(lower.join("run"), PermissionsExt::from_mode(0o755)).unwrap();
+        fs::write(lower.join("gone"), "lower and gone").unwrap();
+        fs::create_dir(lower.join("dir")).unwrap();
+        fs::write(lower.join("dir/inside"), "x").unwrap();
+    });
+    let at = |name: &str| rig.mount.join(name);
+    let mut read = File::open(at("read")).unwrap();
+    let mut run = File::open(at("run")).unwrap();
+    let mut changed = File::open(at("changed")).unwrap();
+    let mut gone = File::open(at("gone")).unwrap();
+    fs::remove_file(at("gone")).unwrap();
+    let writer = || {
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true).clone()
+    };
+    let mut appended = writer().open(at("appended")).unwrap();
+    let mut nameless = writer().open(at("nameless")).unwrap();
+    append(&mut nameless, "a");
+    fs::remove_file(at("nameless")).unwrap();
+    let mut linked = writer().open(at("one")).unwrap();
+    fs::hard_link(at("one"), at("other")).unwrap();
+    fs::remove_file(at("one")).unwrap();
+    fs::create_dir(at("left")).unwrap();
+    let left = File::open(at("left")).unwrap();
+    fs::remove_dir(at("left")).unwrap();
+    let numbers = |files: &[&File]| -> Vec<u64> {
+        let number = |file: &&File| file.metadata().unwrap().ino();
+        files.iter().map(number).collect()
+    };
+    let before = numbers(&[&read, &run, &changed, &gone, &appended, &nameless, &linked]);
+    for round in 0..3 {
+        rig.end(Signal::SIGKILL);
+        assert_eq!(whole(&mut read), "lower");
+        assert_eq!(whole(&mut run), "#!/bin/sh\necho ran\n");
+        assert_eq!(whole(&mut gone), "lower and gone");
+        append(&mut appended, "x");
+        append(&mut nameless, "b");
+        append(&mut linked, "y");
+        assert_eq!(whole(&mut appended), "x".repeat(round + 1));
+        assert_eq!(whole(&mut nameless), format!("a{}", "b".repeat(round + 1)));
+        assert_eq!(
+            fs::read(at("other")).unwrap(),
+            "y".repeat(round + 1).as_bytes()
+        );
+        assert_eq!(fs::read(at("appended")).unwrap().len(), round + 1);
+        assert_eq!(nameless.metadata().unwrap().nlink(), 0);
+        assert_eq!(left.metadata().unwrap().nlink(), 0);
+        let now = numbers(&[&read, &run, &changed, &gone, &appended, &nameless, &linked]);
+        assert_eq!(now, before, "round {round}");
+        let ran = Command::new(at("run")).output().unwrap();
+        assert_eq!(ran.stdout, b"ran\n");
+        // A reader from before sees what is written after.
+        let text = format!("after {round}");
+        fs::write(at("changed"), &text).unwrap();
+        assert_eq!(whole(&mut changed), text);
+        fs::rename(at("dir"), at("moved")).unwrap();
+        assert_eq!(fs::read(at("moved/inside")).unwrap(), b"x");
+        fs::rename(at("moved"), at("dir")).unwrap();
+    }
+    nameless.write_at(b"c", 0).unwrap();
+    drop((read, run, changed, gone, appended, nameless, linked, left));
+    assert_eq!(
+        fs::read_to_string(rig.upper.join("appended")).unwrap(),
+        "xxx"
+    );
+    assert!(!rig.upper.join("nameless").exists());
+    rig.mount.unmount().unwrap();
+}
+
+#[test]
+fn a_reading_of_a_directory_goes_on_in_the_next_process() {
+    require!(skip::privileged());
+    require!(kernel_resends());
+    const ENTRIES: usize = 4000;
+    let rig = Rig::new("takeover-listing", LIMIT, |lower| {
+        for n in 0..ENTRIES / 2 {
+            File::create(lower.join(format!("a-name-of-some-length-{n}"))).unwrap();
+        }
+    });
+    for n in ENTRIES / 2..ENTRIES {
+        File::create(rig.mount.join(format!("a-name-of-some-length-{n}"))).unwrap();
+    }
+    let mut seen: HashSet<OsString> = HashSet::new();
+    for (n, entry) in fs::read_dir(rig.mount.path()).unwrap().enumerate() {
+        if n % 700 == 350 {
+            rig.end(Signal::SIGKILL);
+        }
+        let name = entry.unwrap().file_name();
+        // As rm -r does.
+        fs::remove_file(rig.mount.join(&name)).unwrap();
+        assert!(seen.insert(name), "listed twice");
+    }
+    assert_eq!(seen.len(), ENTRIES);
+    assert_eq!(fs::read_dir(rig.mount.path()).unwrap().count(), 0);
+    rig.mount.unmount().unwrap();
+}
+
+#[test]
+fn without_its_supervisor_a_daemon_goes_on() {
+    require!(skip::privileged());
+    require!(kernel_resends());
+    let mut rig = Rig::new("takeover-alone", LIMIT, |lower| {
+        fs::write(lower.join("file"), "text").unwrap();
+    });
+    let worker = rig.worker();
+    let mut open = File::open(rig.mount.join("file")).unwrap();
+    rig.mount.kill();
+    assert_eq!(whole(&mut open), "text");
+    fs::write(rig.mount.join("new"), "new").unwrap();
+    drop(open);
+    let output = Command::new(env!("CARGO_BIN_EXE_acetate"))
+        .arg("umount")
+        .arg(rig.mount.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    wait_for_end(worker);
+    assert_eq!(fs::read(rig.upper.join("new")).unwrap(), b"new");
+}
+
+#[test]
+fn crashes_in_a_loop_end_in_a_read_only_mount() {
+    require!(skip::privileged());
+    require!(kernel_resends());
+    let rig = Rig::new("takeover-loop", LIMIT, |lower| {
+        fs::write(lower.join("file"), "text").unwrap();
+    });
+    fs::write(rig.mount.join("new"), "new").unwrap();
+    let mut open = File::options()
+        .append(true)
+        .open(rig.mount.join("file"))
+        .unwrap();
+    let mut last: Option<Pid> = None;
+    for _ in 0..5 {
+        let worker = rig.worker();
+        assert_ne!(Some(worker), last);
+        nix::sys::signal::kill(worker, Signal::SIGABRT).unwrap();
+        wait_for_end(worker);
+        last = Some(worker);
+    }
+    let refused = |result: std::io::Result<()>| {
+        assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EROFS));
+    };
+    refused(fs::create_dir(rig.mount.join("dir")));
+    refused(fs::write(rig.mount.join("new"), "other"));
+    refused(fs::remove_file(rig.mount.join("file")));
+    refused(fs::rename(rig.mount.join("new"), rig.mount.join("old")));
+    assert_eq!(fs::read(rig.mount.join("file")).unwrap(), b"text");
+    assert_eq!(fs::read(rig.mount.join("new")).unwrap(), b"new");
+    assert!(!rig.upper.join("dir").exists());
+    let log = rig.mount.log();
+    assert!(log.contains("read-only from now on"), "{log}");
+    assert!(log.contains("SIGABRT"), "{log}");
+    // Whether a descriptor from before is served by the kernel itself depends on the machine; it must not hang.
+    append_if_it_may(&mut open);
+    drop(open);
+    let supervisor = rig.supervisor();
+    assert!(worker_of(supervisor).is_some());
+    rig.mount.unmount().unwrap();
+}
+
+fn append_if_it_may(file: &mut File) {
+    match file.write_all(b"!") {
+        Ok(()) => {}
+        Err(e) => assert_eq!(e.raw_os_error(), Some(libc::EROFS)),
+    }
+}

@@ -1,0 +1,95 @@
+//! A supervised mount, and its daemon's end.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::common::{Acetate, Mount, Scratch, Watchdog};
+
+/// How long a process may take to start or to end.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// A mount that outlives its daemon.
+pub struct Rig {
+    pub mount: Mount,
+    pub upper: PathBuf,
+    pub scratch: Scratch,
+    _limit: Watchdog,
+}
+
+/// Linux 6.9 is the first that sends requests again.
+pub fn kernel_resends() -> Result<(), String> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(|n| n.parse::<u32>());
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 9) => Ok(()),
+        _ => Err(format!("Linux {} sends no request again", release.trim())),
+    }
+}
+
+impl Rig {
+    pub fn new(name: &str, limit: Duration, build: impl FnOnce(&Path)) -> Rig {
+        let watchdog = Watchdog::new(name, limit);
+        let scratch = Scratch::new(name);
+        let (lower, upper, work) = (
+            scratch.dir("lower"),
+            scratch.dir("upper"),
+            scratch.dir("work"),
+        );
+        build(&lower);
+        let mount = Acetate::new(scratch.join("merged"))
+            .lowers(&[&lower])
+            .upper(&upper, &work)
+            .options("supervise=on")
+            .mount();
+        Rig {
+            mount,
+            upper,
+            scratch,
+            _limit: watchdog,
+        }
+    }
+
+    pub fn supervisor(&self) -> u32 {
+        self.mount.pid().unwrap()
+    }
+
+    /// The process that serves the mount, once there is one.
+    pub fn worker(&self) -> Pid {
+        let begin = Instant::now();
+        loop {
+            if let Some(pid) = worker_of(self.supervisor()) {
+                return pid;
+            }
+            assert!(begin.elapsed() < LIMIT, "no worker: {}", self.mount.log());
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Ends the process that serves the mount.
+    pub fn end(&self, signal: Signal) {
+        kill(self.worker(), signal).unwrap();
+    }
+}
+
+/// The process that a supervisor waits for, if there is one at the moment.
+pub fn worker_of(supervisor: u32) -> Option<Pid> {
+    let children = format!("/proc/{supervisor}/task/{supervisor}/children");
+    let children = fs::read_to_string(children).ok()?;
+    let pid = children.split_whitespace().next()?.parse().ok()?;
+    Some(Pid::from_raw(pid))
+}
+
+/// Waits until a process is gone.
+pub fn wait_for_end(pid: Pid) {
+    let begin = Instant::now();
+    while kill(pid, None) != Err(Errno::ESRCH) {
+        assert!(begin.elapsed() < LIMIT, "{pid} does not end");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
