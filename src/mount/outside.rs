@@ -23,6 +23,7 @@ use super::log::Log;
 use super::{control, private, runtime, state};
 use crate::sys::daemon::{Beside, close_all_but, detach_stdio, fork_beside};
 use crate::sys::elsewhere;
+use crate::sys::memory;
 use crate::sys::mount as sys_mount;
 
 /// The kernel reads ahead as far as on a disk that is striped; FUSE's own limit is 128 KiB.
@@ -57,11 +58,12 @@ enum Order {
     Writable,
     SweepLogs,
     Discard,
+    Rest,
     Finish,
 }
 
 impl Order {
-    const ALL: [Order; 8] = [
+    const ALL: [Order; 9] = [
         Order::Touch,
         Order::Unmount,
         Order::Detach,
@@ -69,6 +71,7 @@ impl Order {
         Order::Writable,
         Order::SweepLogs,
         Order::Discard,
+        Order::Rest,
         Order::Finish,
     ];
 
@@ -86,6 +89,7 @@ impl Scene {
             Order::ReadOnly => control::set_own_read_only(&self.mountpoint, true)?,
             Order::Writable => control::set_own_read_only(&self.mountpoint, false)?,
             Order::SweepLogs => self.runtime.iter().for_each(|dir| runtime::sweep_logs(dir)),
+            Order::Rest => rest()?,
             Order::Discard => self.private.iter().for_each(|dir| private::discard(dir)),
             Order::Finish => self.finish(),
         }
@@ -112,6 +116,12 @@ impl Scene {
             state::remove(&state::record_path(dir, &self.id));
         }
     }
+}
+
+/// For as long as the mount lives there is hardly anything to do: the memory of the start is given back.
+fn rest() -> io::Result<()> {
+    memory::give_back();
+    memory::Code::find()?.let_go()
 }
 
 /// Where it is done.
@@ -211,6 +221,9 @@ impl Outside {
     /// Takes away old logs of other mounts. Best effort.
     pub(super) fn sweep_logs(&self) {
         self.attempt(Order::SweepLogs);
+        if let Outside::Beside(_) = self {
+            self.attempt(Order::Rest);
+        }
     }
 
     /// Throws the private upper away. Best effort: the next command sweeps what is left.
@@ -316,7 +329,7 @@ mod tests {
             assert_eq!(Order::from_byte(order as u8), Some(order));
         }
         assert_eq!(Order::from_byte(0), None);
-        assert_eq!(Order::from_byte(9), None);
+        assert_eq!(Order::from_byte(10), None);
         assert_eq!(encode(Ok(())), [0; 4]);
         let text = encode(Err(io::Error::other("busy")));
         assert_eq!(&text[4..], b"busy");
