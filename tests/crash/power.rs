@@ -93,7 +93,7 @@ fn record(below: Below, stand: &mut Stand, shelf: &Shelf, seed: u64, options: &s
         history,
         next: 1000,
     };
-    let noise = seed % 3 != 0;
+    let noise = !seed.is_multiple_of(3);
     std::thread::scope(|scope| {
         // The machine writes back when it likes.
         let handle = scope.spawn(|| {
@@ -317,7 +317,7 @@ fn look(
     if !left.is_empty() {
         result = result.and(Err(format!("left in the workdir: {left:?}")));
     }
-    if result.is_ok() && met.images % 4 == 0 {
+    if result.is_ok() && met.images.is_multiple_of(4) {
         // Whatever it is, it can be worked with.
         result = empty(mount.path()).map_err(|e| format!("{e}\n{}", listing(&stand.upper)));
     }

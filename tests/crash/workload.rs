@@ -95,14 +95,9 @@ pub(crate) fn build_lower(lower: &Path, random: &mut Random) -> History {
         add(dir, Kind::Dir, 0o755, (dir == "a/b").then_some("lower"));
     }
     for dir in ["a", "a/b", "a/b/c", "d", "d/e", "f"] {
-        for number in 0..3 {
+        for (number, mode) in FILE_MODES.into_iter().enumerate() {
             let path = format!("{dir}/n{number}");
-            add(
-                &path,
-                Kind::File,
-                FILE_MODES[number],
-                (number == 1).then_some("lower"),
-            );
+            add(&path, Kind::File, mode, (number == 1).then_some("lower"));
         }
     }
     add("d/link", Kind::Symlink("../a/n0".into()), 0o777, None);
