@@ -224,6 +224,8 @@ const REQUESTS: &[u64] = &[
     0x4020_940d, // FICLONERANGE
     0x8011_1500, // FS_IOC_GETFSUUID
     0xc020_660b, // FS_IOC_FIEMAP
+    0x8008_9418, // BTRFS_IOC_START_SYNC
+    0x4008_9416, // BTRFS_IOC_WAIT_SYNC
     0x5401,      // TCGETS, by which isatty asks
     0x541b,      // FIONREAD
     0x5421,      // FIONBIO
