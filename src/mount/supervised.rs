@@ -130,6 +130,7 @@ impl Serving {
         if let Some(upper) = &self.mounted.upper_layer {
             upper.renew()?;
         }
+        self.mounted.union.renew()?;
         if let Some(why) = &worker.read_only {
             log::error!(
                 "{} is read-only from now on: {why}",

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
@@ -121,6 +122,22 @@ impl Union {
             return Err(Error::Corrupt("a mount was taken over twice".into()));
         }
         Ok(unused)
+    }
+
+    /// Reads anew what is kept of the root, which the process before may have changed; called before the first request.
+    pub fn renew(&self) -> Result<()> {
+        let (Some(part), Some(upper)) = (self.root.upper(), &self.stack.upper) else {
+            return Ok(());
+        };
+        let stat = upper.stat(&part.node)?;
+        let marks = upper.marks(&part.node, &stat)?;
+        if let Some(dir) = &self.root.dir {
+            dir.impure.store(marks.impure, Ordering::Relaxed);
+        }
+        if let Some(part) = &mut self.root.state.write().upper {
+            part.xwhiteouts = marks.opaque == Opaque::XWhiteouts;
+        }
+        Ok(())
     }
 
     /// Whether this process took the mount over from another.
