@@ -211,7 +211,11 @@ fn take_up(
     before: Option<Ending>,
     read_only: bool,
 ) -> io::Result<Role> {
-    let journal = Journal::new(log.clone());
+    let journal = if before.is_some() {
+        Journal::take_up(log.clone())
+    } else {
+        Journal::new(log.clone())
+    };
     if let Some(before) = before {
         match before {
             Ending::Killed => log::warn!("the daemon was killed: another one takes over"),

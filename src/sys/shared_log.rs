@@ -27,6 +27,8 @@ pub enum Word {
     Phase = 4,
     /// Free for the users of the log.
     Progress = 5,
+    /// Free for the users of the log.
+    Condensed = 6,
 }
 
 const ACTIVE: usize = 0;

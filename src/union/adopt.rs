@@ -374,6 +374,18 @@ impl Union {
         (file.real == real && file.file_type == file_type).then_some(ino)
     }
 
+    /// Whether the kernel knows the number as that of a file that never had this name: one that was removed, whose real
+    /// number another file has by now.
+    pub(super) fn is_anothers(&self, ino: u64, parent: &Inode, name: &OsStr) -> bool {
+        let Some(adopted) = self.adopted.get() else {
+            return false;
+        };
+        self.table.has_seed(ino)
+            && adopted.book.lock().files.get(&ino).is_some_and(|file| {
+                !(file.names.iter()).any(|(dir, known)| *dir == parent.ino && *known == *name)
+            })
+    }
+
     /// The open file that a handle stands for.
     pub(super) fn handle(&self, id: HandleId) -> Result<Arc<Handle>> {
         match (self.handles.get(id), self.adopted.get()) {

@@ -253,6 +253,10 @@ impl Union {
         state.add_name(&parent, parent.shared_name(name));
         let mut state = Some(state);
         let mut number = ino;
+        if self.took_over() && self.table.has_seed(number) {
+            // As below, and nobody asked for that file here yet.
+            number = self.table.dynamic_ino();
+        }
         let inode = loop {
             let (inode, new) = self.table.find_or_insert(number, |node| {
                 Inode::new(

@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -28,6 +28,12 @@ pub const FORM: u32 = 1;
 
 /// The log is condensed when it is so much longer than it was after the last time, and twice as long.
 const CONDENSE_ABOVE: usize = 8 << 20;
+
+/// The same when another process takes it over, which reads it.
+const SHORTEN_ABOVE: usize = 128 << 10;
+
+/// So many requests that were begun are remembered then.
+const INTENTS: usize = 4096;
 
 /// The bit by which the kernel marks a request that it sends again (`FUSE_UNIQUE_RESEND`).
 const RESENT: u64 = 1 << 63;
@@ -356,8 +362,6 @@ fn decode_grave(from: &mut Reader<'_>) -> Option<Grave> {
 pub struct Journal {
     /// Its own lock.
     log: Arc<SharedLog>,
-    /// The log's length after it was condensed. Atomic.
-    condensed: AtomicUsize,
     /// A thread condenses the log. Atomic.
     condensing: AtomicBool,
     /// Requests under way that must not be done twice. A leaf lock.
@@ -370,12 +374,31 @@ impl Journal {
     /// Goes on with a log.
     pub fn new(log: Arc<SharedLog>) -> Arc<Journal> {
         Arc::new(Journal {
-            condensed: AtomicUsize::new(log.len()),
             log,
             condensing: AtomicBool::new(false),
             under_way: Mutex::default(),
             broken: AtomicBool::new(false),
         })
+    }
+
+    /// Goes on with the log of a process that has died. However short the lives of such processes are, it does not grow.
+    pub fn take_up(log: Arc<SharedLog>) -> Arc<Journal> {
+        let journal = Journal::new(log);
+        if journal.has_grown_by(SHORTEN_ABOVE) {
+            // Which of them the kernel sends again is not known yet: the last, or some that take long.
+            let mut last: Vec<u64> = journal.book().intents.into_keys().collect();
+            last.sort_unstable_by(|a, b| b.cmp(a));
+            last.truncate(INTENTS);
+            *journal.under_way.lock() = last.into_iter().collect();
+            journal.condense();
+        }
+        journal
+    }
+
+    /// Whether the log is so much longer than it was after it was condensed last, and twice as long.
+    fn has_grown_by(&self, grown: usize) -> bool {
+        let condensed = self.log.get(Word::Condensed) as usize;
+        self.log.len() > condensed.saturating_mul(2).max(condensed + grown)
     }
 
     pub(super) fn put(self: &Arc<Self>, records: &[Record<'_>]) {
@@ -395,10 +418,7 @@ impl Journal {
             self.log.set(Word::Phase, BROKEN);
             log::error!("no other process can take this mount over any more: its journal: {e}");
         }
-        let condensed = self.condensed.load(Ordering::Relaxed);
-        if self.log.len() > condensed.saturating_mul(2).max(condensed + CONDENSE_ABOVE)
-            && !self.condensing.swap(true, Ordering::Relaxed)
-        {
+        if self.has_grown_by(CONDENSE_ABOVE) && !self.condensing.swap(true, Ordering::Relaxed) {
             let journal = self.clone();
             let started = std::thread::Builder::new()
                 .name("condense".into())
@@ -424,7 +444,7 @@ impl Journal {
         if let Err(e) = done {
             log::warn!("the journal is not condensed: {e}");
         }
-        self.condensed.store(self.log.len(), Ordering::Relaxed);
+        self.log.set(Word::Condensed, self.log.len() as u64);
     }
 
     pub(super) fn book(&self) -> Book {
@@ -570,5 +590,31 @@ mod tests {
                 rest = after;
             }
         }
+    }
+
+    #[test]
+    fn the_log_of_processes_that_live_shortly_does_not_grow() {
+        let log = Arc::new(SharedLog::new().unwrap());
+        let node = Record::Node {
+            node: 5,
+            ino: 5,
+            file_type: libc::S_IFREG,
+            real: 7,
+            lookups: 1,
+        };
+        for life in 0..50 {
+            let journal = Journal::take_up(log.clone());
+            assert!(log.len() < 2 * SHORTEN_ABOVE, "{life}: {}", log.len());
+            if life == 0 {
+                journal.put(&[node.clone()]);
+            }
+            journal.begin(life, 5);
+            for _ in 0..2000 {
+                journal.put(&[Record::Lookup(5), Record::Forget(5, 1)]);
+            }
+        }
+        let book = Journal::take_up(log).book();
+        assert_eq!(book.nodes[&5].lookups, 1);
+        assert!(book.intents.contains_key(&49));
     }
 }

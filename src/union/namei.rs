@@ -270,6 +270,8 @@ impl Union {
         let as_before = (upper_ino.unwrap_or(0), stat.file_type());
         if let Some(before) = self.adopted_number(parent, name, as_before) {
             ino = before;
+        } else if (stat.is_dir() || stat.nlink <= 1) && self.is_anothers(ino, parent, name) {
+            ino = self.table.dynamic_ino();
         }
         let mut state = self.new_state(parent, name, resolved, identity.indexed);
         state.set_partial(partial);
