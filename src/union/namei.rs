@@ -254,8 +254,7 @@ impl Union {
         let named_in_upper = resolved.upper.is_some();
         let identity = self.identify(&mut resolved)?;
         let mut partial = None;
-        if resolved.metacopy
-            && let Some(upper) = &resolved.upper
+        if let Some(upper) = &resolved.upper
             && upper.marks.partial.is_some()
         {
             partial = self.attach_partial(&resolved)?;

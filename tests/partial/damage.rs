@@ -182,6 +182,89 @@ fn what_the_machine_synced_outlives_it() {
     assert_whole(&upper, &stand.work, &model);
 }
 
+/// What was appended may be on disk long before the rest of the block that it lies in.
+#[test]
+fn an_append_does_not_vouch_for_the_end_of_the_lower() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("append", Duration::from_secs(60));
+    for cut in [None, Some(MIB + 100)] {
+        let stand = Stand::new("append");
+        let mut model = pattern(1, 2 * MIB + 100);
+        fs::write(stand.lower.join("big"), &model).unwrap();
+        let mut mount = stand.acetate("complete=off").mount();
+        let file = OpenOptions::new()
+            .write(true)
+            .open(mount.join("big"))
+            .unwrap();
+        if let Some(size) = cut {
+            file.set_len(size as u64).unwrap();
+            model.truncate(size);
+        }
+        let end = model.len();
+        model.extend_from_slice(b"appended");
+        file.write_all_at(b"appended", end as u64).unwrap();
+        file.sync_all().unwrap();
+        drop(file);
+        mount.kill();
+        drop(mount);
+        // A claim of that block, as a completion makes it, whose data never reached the disk.
+        let upper = stand.upper.join("big");
+        let mut record = PartialRecord::decode(&mark(&upper).unwrap()).unwrap();
+        let block = end as u64 / 4096;
+        record.map.add(block..block + 1, false);
+        record.boot = [1; 16];
+        set_mark(&upper, &record.encode());
+        let mount = stand.acetate("complete=off").mount();
+        assert!(fs::read(mount.join("big")).unwrap() == model, "{cut:?}");
+        crate::common::stand::end(mount);
+        assert_whole(&upper, &stand.work, &model);
+    }
+}
+
+/// The marks go one after the other.
+#[test]
+fn a_daemon_killed_while_the_marks_go_leaves_none() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("marks", Duration::from_secs(60));
+    for userxattr in [false, true] {
+        let (namespace, options) = match userxattr {
+            false => ("trusted", "partial=4096,complete=off"),
+            true => ("user", "userxattr,partial=4096,complete=off"),
+        };
+        let names = ["redirect", "acetate.partial"].map(|n| format!("{namespace}.overlay.{n}"));
+        let stand = Stand::new("marks");
+        let mut model = pattern(1, 2 * MIB);
+        fs::write(stand.lower.join("big"), &model).unwrap();
+        let mount = stand.acetate(options).mount();
+        let file = OpenOptions::new()
+            .write(true)
+            .open(mount.join("big"))
+            .unwrap();
+        file.write_all_at(b"written", 500_000).unwrap();
+        drop(file);
+        model[500_000..500_007].copy_from_slice(b"written");
+        let upper = stand.upper.join("big");
+        let before = crate::common::tree::xattrs(&upper).unwrap();
+        end(mount);
+        assert_whole(&upper, &stand.work, &model);
+        // The first of all marks is gone, then another one.
+        for left in [&names[..], &names[1..]] {
+            for name in left {
+                let value = before
+                    .get(std::ffi::OsStr::new(name))
+                    .unwrap_or_else(|| panic!("no {name} among {before:?}"));
+                let none = rustix::fs::XattrFlags::empty();
+                rustix::fs::lsetxattr(&upper, name.as_str(), value, none).unwrap();
+            }
+            fs::create_dir_all(stand.work.join("work/incompat/acetate-partial")).unwrap();
+            let mount = stand.acetate(options).mount();
+            assert!(fs::read(mount.join("big")).unwrap() == model);
+            end(mount);
+            assert_whole(&upper, &stand.work, &model);
+        }
+    }
+}
+
 #[test]
 fn a_truncation_that_was_under_way_is_finished() {
     require!(skip::privileged());

@@ -34,6 +34,9 @@ pub(super) const PARTIAL: &str = "acetate-partial";
 /// In the announcement: the next mount asks whoever is still completing files to leave off.
 const YIELD: &str = "yield";
 
+/// The marks that go once a file is whole to any reader; as long as any is left, the last one is.
+const LAST_MARKS: [Mark; 2] = [Mark::Redirect(None), Mark::Partial(None)];
+
 /// How many files the announcement is made for.
 #[derive(Debug)]
 pub(super) struct Announcement {
@@ -237,12 +240,17 @@ impl Upper {
     /// them afterwards. Precondition: all blocks are here, and durable.
     pub fn unmark_partial(&self, file: &File) -> io::Result<()> {
         self.unshadow_partial(file)?;
-        for mark in [
-            Mark::Metacopy(false),
-            Mark::Redirect(None),
-            Mark::Partial(None),
-        ] {
+        self.set_mark_fd(file.as_fd(), &Mark::Metacopy(false))?;
+        for mark in LAST_MARKS {
             self.set_mark_fd(file.as_fd(), &mark)?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what is left of the marks of a file that is whole, where [`Upper::unmark_partial`] did not come to its end.
+    pub fn forget_partial_marks(&self, node: &super::Node) -> io::Result<()> {
+        for mark in LAST_MARKS {
+            self.set_mark(node, &mark)?;
         }
         Ok(())
     }

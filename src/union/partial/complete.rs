@@ -294,6 +294,26 @@ impl Partial {
         Ok(())
     }
 
+    /// Whether a change up to `end` is to leave something behind the lower's data in a block that is not here.
+    pub(super) fn lacks_last(&self, state: &State, end: u64) -> bool {
+        end > state.limit
+            && !state.done
+            && !state.limit.is_multiple_of(self.block())
+            && !state.map.at(state.limit >> self.record.block_shift).0
+            && self.upper.shows_written()
+    }
+
+    /// Has the block here in which the lower's data ends, before a change up to `end` leaves something behind that. After a power cut
+    /// the filesystem would tell of the whole block as written where only what is behind was.
+    pub(super) fn fill_last(&self, state: &mut State, end: u64) -> Result<()> {
+        if !self.lacks_last(state, end) {
+            return Ok(());
+        }
+        let block = state.limit >> self.record.block_shift;
+        self.fill(state, &state.map, block..block + 1)?;
+        self.claim(state, block..block + 1)
+    }
+
     /// Takes the marks away. Precondition: all blocks are here and durable.
     pub(super) fn finish(&self, state: &mut State) -> Result<()> {
         // Whoever finds the file's marks before they go finds it in the registry, and afterwards neither.

@@ -266,12 +266,14 @@ impl Partial {
         let _filling = self.filling.read();
         {
             let state = self.state.read();
-            if state.done || state.map.has(self.blocks(offset..end, state.limit)) {
+            let there = state.done || state.map.has(self.blocks(offset..end, state.limit));
+            if there && !self.lacks_last(&state, end) {
                 return write_fully(&self.file, data, offset);
             }
         }
         let mut state = self.state.write();
         self.claim_filled(&mut state)?;
+        self.fill_last(&mut state, end)?;
         let blocks = self.blocks(offset..end, state.limit);
         if state.done || state.map.has(blocks.clone()) {
             return write_fully(&self.file, data, offset);
@@ -432,6 +434,7 @@ impl Partial {
         let mut state = self.state.write();
         self.claim_filled(&mut state)?;
         if state.done || size >= state.limit {
+            self.fill_last(&mut state, size)?;
             return Ok(self.file.set_len(size)?);
         }
         // Between the two the next mount would not know whether the size is an old or a new one.
@@ -474,6 +477,7 @@ impl Partial {
             .ok_or(Error::Errno(libc::EFBIG))?;
         let mut state = self.state.write();
         self.claim_filled(&mut state)?;
+        self.fill_last(&mut state, end)?;
         let blocks = self.blocks(offset..end, state.limit);
         let zeroes = !state.done && flags.intersects(zeroes) && !blocks.is_empty();
         if zeroes && !state.map.has(blocks.clone()) {

@@ -223,9 +223,19 @@ impl Union {
             return Ok(Some(partial.clone()));
         }
         let marks = upper.marks(&found.node, &found.stat)?;
-        let (true, Some(value)) = (marks.metacopy, marks.partial) else {
+        let Some(value) = marks.partial else {
             return Ok(None);
         };
+        if !marks.metacopy {
+            // Whole, and the daemon was killed before the other marks were gone as well.
+            if !self.params.read_only
+                && found.stat.is_file()
+                && let Err(e) = upper.forget_partial_marks(&found.node)
+            {
+                log::warn!("a whole file keeps the marks of a partial one: {e}");
+            }
+            return Ok(None);
+        }
         let record = PartialRecord::decode(&value);
         let file = upper.open_own(&found.node)?;
         let lower = match resolved.lowers.last() {
