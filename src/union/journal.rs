@@ -606,7 +606,7 @@ mod tests {
             let journal = Journal::take_up(log.clone());
             assert!(log.len() < 2 * SHORTEN_ABOVE, "{life}: {}", log.len());
             if life == 0 {
-                journal.put(&[node.clone()]);
+                journal.put(std::slice::from_ref(&node));
             }
             journal.begin(life, 5);
             for _ in 0..2000 {
