@@ -156,7 +156,7 @@ impl Partial {
                 return Ok(None);
             }
             let blocks = state.limit.div_ceil(self.block());
-            match state.map.next_absent(at.div_ceil(self.block())..blocks) {
+            match state.map.next_absent(at >> shift..blocks) {
                 Some(absent) => (absent.start << shift)..(absent.end << shift).min(state.limit),
                 None => return Ok(None),
             }
