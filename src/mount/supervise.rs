@@ -16,6 +16,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::sys::daemon::open_descriptors;
 use crate::sys::shared_log::{SharedLog, Word};
 use crate::sys::worker::{self, Ending, Event, Side};
 use crate::union::{BROKEN, Journal, Union};
@@ -141,7 +142,7 @@ pub(super) fn start(mut in_background: impl FnMut() -> io::Result<()>) -> io::Re
     }
     let log = Arc::new(SharedLog::new()?);
     worker::block_signals()?;
-    let own = worker::open_descriptors()?;
+    let own = open_descriptors()?;
     let mut deaths = Deaths::new();
     let mut before: Option<Ending> = None;
     let mut read_only = false;
@@ -227,7 +228,7 @@ fn take_up(
             }
         }
         let kept = Union::left_open(&journal);
-        let left: Vec<RawFd> = worker::open_descriptors()?
+        let left: Vec<RawFd> = open_descriptors()?
             .into_iter()
             .filter(|fd| own.binary_search(fd).is_err() && !is_kept(*fd, &kept))
             .collect();

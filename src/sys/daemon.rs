@@ -119,6 +119,22 @@ pub fn detach_stdio() -> io::Result<()> {
     Ok(())
 }
 
+/// All open descriptors, in order.
+pub fn open_descriptors() -> io::Result<Vec<RawFd>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let number = entry?
+            .file_name()
+            .to_str()
+            .and_then(|n| n.parse::<RawFd>().ok());
+        found.extend(number);
+    }
+    // The one that read the directory is closed by now.
+    found.retain(|fd| std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok());
+    found.sort_unstable();
+    Ok(found)
+}
+
 /// Descriptors that the process was started with, beside the standard three.
 #[derive(Debug)]
 pub struct Inherited(Vec<RawFd>);
@@ -126,16 +142,8 @@ pub struct Inherited(Vec<RawFd>);
 impl Inherited {
     /// To be called before the process opens anything of its own.
     pub fn at_start() -> io::Result<Inherited> {
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir("/proc/self/fd")? {
-            let number = entry?
-                .file_name()
-                .to_str()
-                .and_then(|n| n.parse::<RawFd>().ok());
-            found.extend(number.filter(|fd| *fd > 2));
-        }
-        // The one that read the directory is closed by now.
-        found.retain(|fd| std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok());
+        let mut found = open_descriptors()?;
+        found.retain(|fd| *fd > 2);
         Ok(Inherited(found))
     }
 

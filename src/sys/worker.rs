@@ -122,22 +122,6 @@ pub fn say_ready() -> io::Result<()> {
     Ok(kill(nix::unistd::getppid(), NOTICE)?)
 }
 
-/// All open descriptors, in order.
-pub fn open_descriptors() -> io::Result<Vec<RawFd>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc/self/fd")? {
-        let number = entry?
-            .file_name()
-            .to_str()
-            .and_then(|n| n.parse::<RawFd>().ok());
-        found.extend(number);
-    }
-    // The one that read the directory is closed by now.
-    found.retain(|fd| rustix::fs::readlink(format!("/proc/self/fd/{fd}"), Vec::new()).is_ok());
-    found.sort_unstable();
-    Ok(found)
-}
-
 /// Closes what a dead worker left open. Precondition: nothing in this process owns one of them.
 pub fn close_left(left: &[RawFd]) {
     for fd in left {
