@@ -224,11 +224,7 @@ fn serve_mounted(
     outside: &Arc<Outside>,
 ) -> Result<(), MountError> {
     let record = record(&mounted, &served, outside);
-    let registered = served.runtime.as_deref().and_then(|dir| {
-        register(dir, &record)
-            .inspect_err(|e| log::warn!("the mount cannot be asked anything: {e}"))
-            .ok()
-    });
+    let registered = register(&served, &record);
     let Mounted {
         device,
         access,
@@ -347,9 +343,13 @@ pub(super) fn record(mounted: &Mounted, served: &Served, outside: &Outside) -> R
     }
 }
 
-pub(super) fn register(dir: &Path, record: &Record) -> io::Result<(Registration, control::Place)> {
-    let registration = Registration::new(dir, record)?;
-    Ok((registration, control::listen(dir, &record.id)?))
+/// Lets others find the mount, where there is a place for that.
+pub(super) fn register(served: &Served, record: &Record) -> Option<(Registration, control::Place)> {
+    let dir = served.runtime.as_deref()?;
+    Registration::new(dir, record)
+        .and_then(|registration| Ok((registration, control::listen(dir, &record.id)?)))
+        .inspect_err(|e| log::warn!("the mount cannot be asked anything: {e}"))
+        .ok()
 }
 
 /// The last that happens with all rights and before any other thread. Returns where the starter waits for a word.

@@ -29,11 +29,7 @@ pub(super) fn serve(
 ) -> Result<(), MountError> {
     served.signals.add(worker::NOTICE);
     let record = record(&mounted, &served, &outside);
-    let registered = served.runtime.as_deref().and_then(|dir| {
-        register(dir, &record)
-            .inspect_err(|e| log::warn!("the mount cannot be asked anything: {e}"))
-            .ok()
-    });
+    let registered = register(&served, &record);
     let (role, init) = match with_supervisor(&mounted, &mut starter) {
         Ok(started) => started,
         Err(e) => {
