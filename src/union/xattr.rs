@@ -11,6 +11,7 @@ use super::cause::Cause;
 use super::copy_up::Copy;
 use super::error::{Error, Result};
 use super::inode::{Inode, UpperPart};
+use super::partial::Partial;
 use super::types::{Caller, NodeId};
 use crate::layer::upper::{Namespace, Upper};
 use crate::layer::{Layer, format};
@@ -35,16 +36,29 @@ impl Union {
         }
     }
 
+    /// Whether an xattr that was found may be one of those that hide a partial file, by its name on disk.
+    fn may_be_shadow(&self, disk: &OsStr) -> bool {
+        self.stack
+            .upper
+            .as_ref()
+            .is_some_and(|upper| upper.is_called_as_shadow(disk))
+    }
+
     pub(crate) fn do_getxattr(&self, node: NodeId, name: &OsStr) -> Result<Vec<u8>> {
         let inode = self.node(node)?;
         let disk = self.disk_name(name)?;
         let (layer, at) = self.top(&inode)?;
-        let value = match inode.partial() {
+        let get = |partial: Option<Arc<Partial>>| match partial {
             // Filling blocks takes a file's capabilities away for a moment.
-            Some(partial) if partial.is_own_xattr(&disk)? => None,
-            Some(partial) => partial.beside_fill(|| layer.get_xattr(&at, &disk))?,
-            None => layer.get_xattr(&at, &disk)?,
+            Some(partial) if partial.is_own_xattr(&disk)? => Ok(None),
+            Some(partial) => Ok(partial.beside_fill(|| layer.get_xattr(&at, &disk))?),
+            None => Ok(layer.get_xattr(&at, &disk)?),
         };
+        let mut value = get(inode.partial());
+        if matches!(value, Ok(Some(_))) && self.may_be_shadow(&disk) {
+            value = get_settled(&inode, get);
+        }
+        let value = value?;
         value.ok_or(Error::Errno(libc::ENODATA))
     }
 
@@ -52,20 +66,14 @@ impl Union {
         let inode = self.node(node)?;
         let (layer, at) = self.top(&inode)?;
         let namespace = self.namespace();
-        let names = match inode.partial() {
-            Some(partial) => {
-                let mut names = partial.beside_fill(|| layer.list_xattr(&at))?;
-                let mut own = Vec::new();
-                for name in &names {
-                    if partial.is_own_xattr(name)? {
-                        own.push(name.clone());
-                    }
-                }
-                names.retain(|name| !own.contains(name));
-                names
-            }
-            None => layer.list_xattr(&at)?,
+        let list = |partial: Option<Arc<Partial>>| match partial {
+            Some(partial) => partial.other_xattrs(|| layer.list_xattr(&at)),
+            None => Ok(layer.list_xattr(&at)?),
         };
+        let mut names = list(inode.partial())?;
+        if names.iter().any(|name| self.may_be_shadow(name)) {
+            names = get_settled(&inode, list)?;
+        }
         Ok(names
             .into_iter()
             .filter(|name| !(self.params.noacl && acl::is_acl(name)))
@@ -163,6 +171,12 @@ impl Union {
         let group = self.params.ids.gid_inside(gid);
         caller.gid == group || task::has_group(caller.pid, group)
     }
+}
+
+/// Asks while no write makes a partial file of this one, which has its marks on disk before it is known as one.
+fn get_settled<T>(inode: &Inode, get: impl FnOnce(Option<Arc<Partial>>) -> Result<T>) -> Result<T> {
+    let _copying = inode.copy_up.lock();
+    get(inode.partial())
 }
 
 /// Takes sgid away where the setting of an ACL does.

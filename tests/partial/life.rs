@@ -350,3 +350,26 @@ fn a_change_of_mode_is_not_undone_by_the_filling_of_blocks() {
     });
     end(mount);
 }
+
+/// The marks that hide a partial file in the other xattr namespace have names that programs may see. They go while a program asks.
+#[test]
+fn the_marks_of_a_file_that_is_completed_meanwhile_are_never_listed() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("listed marks", Duration::from_secs(120));
+    let stand = Stand::new("listed-marks");
+    for n in 0..150 {
+        fs::write(stand.lower.join(n.to_string()), pattern(n, 40_000)).unwrap();
+    }
+    let mount = stand.acetate("partial=4096,complete=0").mount();
+    let none = std::collections::BTreeMap::new();
+    for n in 0..150 {
+        let path = mount.join(n.to_string());
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(b"x", 20_000).unwrap();
+        drop(file);
+        while mark(&stand.upper.join(n.to_string())).is_some() {
+            assert_eq!(crate::common::tree::xattrs(&path).unwrap(), none);
+        }
+    }
+    end(mount);
+}

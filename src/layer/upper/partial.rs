@@ -201,13 +201,14 @@ impl Upper {
         }
     }
 
+    /// Whether an xattr is called as those are by which a partial file is hidden in the other namespace.
+    pub fn is_called_as_shadow(&self, name: &OsStr) -> bool {
+        self.shadow_names().iter().any(|shadow| shadow == name)
+    }
+
     /// Whether an xattr of a partial file is one of ours in the other namespace.
     pub fn is_shadow(&self, file: &File, name: &OsStr) -> io::Result<bool> {
-        let names = self.shadow_names();
-        if !names.iter().any(|shadow| shadow == name) {
-            return Ok(false);
-        }
-        self.has_shadow(file)
+        Ok(self.is_called_as_shadow(name) && self.has_shadow(file)?)
     }
 
     fn has_shadow(&self, file: &File) -> io::Result<bool> {

@@ -7,7 +7,7 @@
 //! writes later: so a claim counts after a restart of the machine only where it says that the data is durable,
 //! which is written after the data was synced, or where the file has the data: the filesystem writes it before it says so.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -176,6 +176,27 @@ impl Partial {
     pub(crate) fn is_own_xattr(&self, name: &OsStr) -> Result<bool> {
         let _state = self.state.read();
         Ok(self.upper.is_shadow(&self.file, name)?)
+    }
+
+    /// The names of the xattrs that `list` finds, without ours. At one time: between two, the completion may take ours away, and what
+    /// was listed would be told apart no longer.
+    pub(crate) fn other_xattrs(
+        &self,
+        list: impl FnOnce() -> io::Result<Vec<OsString>>,
+    ) -> Result<Vec<OsString>> {
+        let _filling = self.filling.read();
+        let _state = self.state.read();
+        let mut names = list()?;
+        let mut failed = Ok(());
+        names.retain(|name| match self.upper.is_shadow(&self.file, name) {
+            Ok(own) => !own,
+            Err(e) => {
+                failed = Err(e);
+                false
+            }
+        });
+        failed?;
+        Ok(names)
     }
 
     /// Makes way for a program that sets such an xattr itself.
