@@ -2,16 +2,21 @@
 //!
 //! Parsing is pure: nothing is opened, and relative paths stay as they are.
 
+mod names;
+mod values;
+
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use self::names::{Flag, NAMED_ONCE, WITHOUT_EFFECT, flag, not_supported, unknown};
+use self::values::{on_off, one_zero, path, seconds, size, split, unescape};
 use super::error::OptionError;
 use super::mapping;
 use crate::layer::format::OverrideStat;
-use crate::sys::mount::{MountFlags, NOSYMFOLLOW};
+use crate::sys::mount::MountFlags;
 use crate::union::idmap::IdMaps;
 use crate::union::params::{PassthroughLower, RedirectDir};
 
@@ -160,139 +165,6 @@ impl Default for MountOptions {
         }
     }
 }
-
-/// What a word of `/etc/fstab` and `mount(8)` does to the flags of `mount(2)`.
-enum Flag {
-    Set(MountFlags),
-    Clear(MountFlags),
-    Nothing,
-}
-
-fn flag(name: &str) -> Option<Flag> {
-    use Flag::{Clear, Nothing, Set};
-    Some(match name {
-        "ro" => Set(MountFlags::RDONLY),
-        "rw" => Clear(MountFlags::RDONLY),
-        "nosuid" => Set(MountFlags::NOSUID),
-        "suid" => Clear(MountFlags::NOSUID),
-        "nodev" => Set(MountFlags::NODEV),
-        "dev" => Clear(MountFlags::NODEV),
-        "noexec" => Set(MountFlags::NOEXEC),
-        "exec" => Clear(MountFlags::NOEXEC),
-        "sync" => Set(MountFlags::SYNCHRONOUS),
-        "async" => Clear(MountFlags::SYNCHRONOUS),
-        "dirsync" => Set(MountFlags::DIRSYNC),
-        "noatime" => Set(MountFlags::NOATIME),
-        "atime" => Clear(MountFlags::NOATIME),
-        "nodiratime" => Set(MountFlags::NODIRATIME),
-        "diratime" => Clear(MountFlags::NODIRATIME),
-        "relatime" => Set(MountFlags::RELATIME),
-        "norelatime" => Clear(MountFlags::RELATIME),
-        "strictatime" => Set(MountFlags::STRICTATIME),
-        "nostrictatime" => Clear(MountFlags::STRICTATIME),
-        "lazytime" => Set(MountFlags::LAZYTIME),
-        "nolazytime" => Clear(MountFlags::LAZYTIME),
-        "nosymfollow" => Set(NOSYMFOLLOW),
-        "symfollow" => Clear(NOSYMFOLLOW),
-        // Words for mount(8) itself, and those that FUSE has always been doing.
-        "defaults"
-        | "auto"
-        | "noauto"
-        | "nofail"
-        | "user"
-        | "nouser"
-        | "users"
-        | "owner"
-        | "group"
-        | "_netdev"
-        | "silent"
-        | "loud"
-        | "iversion"
-        | "noiversion"
-        | "nomand"
-        | "default_permissions"
-        | "big_writes"
-        | "async_read"
-        | "atomic_o_trunc"
-        | "nonempty"
-        | "use_ino"
-        | "readdir_ino"
-        | "intr"
-        | "clone_fd"
-        | "fast_ino_check"
-        | "override_creds"
-        | "no_auto_unmount" => Nothing,
-        _ => return None,
-    })
-}
-
-/// Options with a value that change nothing here: what they tune is chosen otherwise.
-const WITHOUT_EFFECT: &[&str] = &[
-    "subtype",
-    // As /proc/mounts shows them, from where mount(8) takes them to remount.
-    "user_id",
-    "group_id",
-    "rootmode",
-    "blkdev",
-    "threaded",
-    "fast_ino",
-    "fast_ino_check",
-    "max_read",
-    "max_write",
-    "max_readahead",
-    "max_background",
-    "max_threads",
-    "max_idle_threads",
-    "congestion_threshold",
-    "comment",
-    "helper",
-    "uhelper",
-    "user",
-];
-
-/// Options of which two values cannot both be meant.
-const NAMED_ONCE: &[&str] = &[
-    "lowerdir",
-    "upperdir",
-    "workdir",
-    "redirect_dir",
-    "metacopy",
-    "index",
-    "xino",
-    "uuid",
-    "xattr_permissions",
-    "fsync",
-    "writeback",
-    "passthrough",
-    "supervise",
-    "passthrough_lower",
-    "partial",
-    "complete",
-    "timeout",
-    "attr_timeout",
-    "entry_timeout",
-    "negative_timeout",
-    "uidmapping",
-    "gidmapping",
-    "squash_to_uid",
-    "squash_to_gid",
-    "noxattrs",
-    "layer_index",
-    "sandbox",
-];
-
-/// Options that are known elsewhere, and why they are not here.
-const NOT_SUPPORTED: &[(&str, &str)] = &[
-    ("plugins", "layers are directories here"),
-    (
-        "nooverride_creds",
-        "layers are reached with the daemon's rights",
-    ),
-    (
-        "auto_unmount",
-        "use acetate umount, which also takes away the mount of a dead daemon",
-    ),
-];
 
 impl MountOptions {
     /// Parses the values of several `-o`, in their order.
@@ -571,98 +443,6 @@ impl MountOptions {
     pub fn read_only(&self) -> bool {
         self.flags.contains(MountFlags::RDONLY)
     }
-}
-
-fn unknown(name: &str) -> OptionError {
-    match NOT_SUPPORTED.iter().find(|(known, _)| *known == name) {
-        Some((_, why)) => not_supported(name, why),
-        None => OptionError::Unknown(name.to_owned()),
-    }
-}
-
-fn not_supported(name: &str, why: &'static str) -> OptionError {
-    OptionError::NotSupported(name.to_owned(), why)
-}
-
-/// A number of bytes, or of units of 1024 bytes and their powers.
-fn size(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match &text[digits.len()..] {
-        "" => 0,
-        "k" | "K" | "KiB" => 10,
-        "m" | "M" | "MiB" => 20,
-        "g" | "G" | "GiB" => 30,
-        "t" | "T" | "TiB" => 40,
-        _ => return None,
-    };
-    if !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
-fn on_off(text: &str) -> Option<bool> {
-    match text {
-        "on" => Some(true),
-        "off" => Some(false),
-        _ => None,
-    }
-}
-
-fn one_zero(text: &str) -> Option<bool> {
-    match text {
-        "1" => Some(true),
-        "0" => Some(false),
-        _ => None,
-    }
-}
-
-fn seconds(text: &str) -> Option<Duration> {
-    Duration::try_from_secs_f64(text.parse().ok()?).ok()
-}
-
-/// Cuts at a separator that is neither escaped by a backslash nor between double quotes.
-fn split(text: &[u8], separator: u8) -> Vec<&[u8]> {
-    let mut parts = Vec::new();
-    let (mut start, mut at, mut quoted) = (0, 0, false);
-    while at < text.len() {
-        match text[at] {
-            b'\\' => at += 1,
-            b'"' if quoted || text[..at].ends_with(b"=") => quoted = !quoted,
-            byte if byte == separator && !quoted => {
-                parts.push(&text[start..at]);
-                start = at + 1;
-            }
-            _ => {}
-        }
-        at += 1;
-    }
-    parts.push(&text[start..]);
-    parts
-}
-
-/// Takes the backslashes away that keep the next byte from meaning anything.
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.iter();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'\\' => out.push(*bytes.next().unwrap_or(byte)),
-            _ => out.push(*byte),
-        }
-    }
-    out
-}
-
-fn path(name: &str, raw: &[u8]) -> Result<PathBuf, OptionError> {
-    if raw.is_empty() {
-        return Err(OptionError::Value {
-            name: name.to_owned(),
-            value: String::new(),
-            expected: "a path",
-        });
-    }
-    Ok(PathBuf::from(OsString::from_vec(unescape(raw))))
 }
 
 #[cfg(test)]
