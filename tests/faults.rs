@@ -13,3 +13,5 @@ mod inject;
 mod limits;
 #[path = "faults/once.rs"]
 mod once;
+#[path = "faults/undone.rs"]
+mod undone;

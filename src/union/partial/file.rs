@@ -461,7 +461,15 @@ impl Partial {
         // Between the two the next mount would not know whether the size is an old or a new one.
         let record = self.encoded(state.map.clone(), state.limit, Some(size));
         self.upper.write_partial(&self.file, &record)?;
-        self.file.set_len(size)?;
+        if let Err(e) = self.file.set_len(size) {
+            // The next mount would do what the program was told that it failed.
+            let record = self.encoded(state.map.clone(), state.limit, None);
+            self.upper.write_partial(&self.file, &record).map_err(|e| {
+                self.set_broken(format!("a truncation that failed cannot be forgotten: {e}"));
+                e
+            })?;
+            return Err(e.into());
+        }
         self.cut(&mut state, size)?;
         if size == 0
             && let Err(e) = self.finish(&mut state)
