@@ -9,37 +9,52 @@ use std::ffi::OsStr;
 
 use crate::union::{Entry, Error, Lookup, NodeId, RenameMode, Result, Union, is_resent};
 
+/// What a request was to change, where that could not be found out: nothing is taken for its doing then.
+const UNKNOWN: u64 = u64::MAX;
+
 /// A request that must not be done twice, until it is answered.
 pub(super) struct Once<'a> {
     union: &'a Union,
     unique: u64,
+    /// The name that is made, removed or moved, in its directory.
+    name: Option<(NodeId, &'a OsStr)>,
     /// It is sent again, and had been begun: what it was to change, as of then (see the users).
     begun: Option<u64>,
 }
 
 impl<'a> Once<'a> {
-    fn new(union: &'a Union, unique: u64, subject: impl FnOnce() -> u64) -> Once<'a> {
+    fn new(
+        union: &'a Union,
+        unique: u64,
+        name: Option<(NodeId, &'a OsStr)>,
+        subject: impl FnOnce() -> Result<u64>,
+    ) -> Once<'a> {
         let begun = is_resent(unique).then(|| union.intent(unique)).flatten();
         if union.journal().is_some() {
             // What counts is how things were before the first attempt.
-            union.begin(unique, begun.unwrap_or_else(subject));
+            let subject = begun.map_or_else(subject, Ok);
+            union.begin(unique, subject.unwrap_or(UNKNOWN));
         }
         Once {
             union,
             unique,
+            name,
             begun,
         }
     }
 
     /// One that makes or removes a name.
-    pub(super) fn name(union: &'a Union, unique: u64, parent: NodeId, name: &OsStr) -> Once<'a> {
-        Once::new(union, unique, || union.number_at(parent, name))
+    pub(super) fn name(union: &'a Union, unique: u64, parent: NodeId, name: &'a OsStr) -> Once<'a> {
+        let subject = || union.number_at(parent, name);
+        Once::new(union, unique, Some((parent, name)), subject)
     }
 
     /// One that sets or removes an extended attribute.
     pub(super) fn xattr(union: &'a Union, unique: u64, node: NodeId, name: &OsStr) -> Once<'a> {
-        Once::new(union, unique, || {
-            u64::from(union.getxattr(node, name).is_ok())
+        Once::new(union, unique, None, || match union.getxattr(node, name) {
+            Ok(_) => Ok(1),
+            Err(e) if e.errno() == libc::ENODATA => Ok(0),
+            Err(e) => Err(e),
         })
     }
 
@@ -47,11 +62,13 @@ impl<'a> Once<'a> {
     pub(super) fn rename(
         union: &'a Union,
         unique: u64,
-        from: (NodeId, &OsStr),
+        from: (NodeId, &'a OsStr),
         to: (NodeId, &OsStr),
         mode: RenameMode,
     ) -> Once<'a> {
-        let once = Once::new(union, unique, || union.number_at(from.0, from.1));
+        let once = Once::new(union, unique, Some(from), || {
+            union.number_at(from.0, from.1)
+        });
         if union.journal().is_some() {
             union.announce_name(from, to);
             if mode == RenameMode::Exchange {
@@ -69,7 +86,14 @@ impl<'a> Once<'a> {
     ) -> Result<T> {
         match make() {
             Err(e) if e.errno() == libc::EEXIST && self.begun == Some(0) => {
+                let made = match self.name {
+                    Some((dir, name)) => self.union.number_at(dir, name)?,
+                    None => 0,
+                };
                 remove()?;
+                if made != 0 {
+                    self.union.disown(made);
+                }
                 make()
             }
             made => made,
@@ -96,7 +120,10 @@ impl<'a> Once<'a> {
     /// Removes what is there.
     pub(super) fn remove(&self, remove: impl FnOnce() -> Result<()>, gone: i32) -> Result<()> {
         match remove() {
-            Err(e) if e.errno() == gone && self.begun.is_some_and(|before| before != 0) => Ok(()),
+            Err(e) if e.errno() == gone && self.had_what_it_changes() => {
+                self.lost_name();
+                Ok(())
+            }
             removed => removed,
         }
     }
@@ -116,18 +143,33 @@ impl<'a> Once<'a> {
         (parent, name): (NodeId, &OsStr),
         rename: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
-        let Some(before) = self.begun.filter(|before| *before != 0) else {
+        let Some(before) = self.begun.filter(|_| self.had_what_it_changes()) else {
             return rename();
         };
-        let there = || self.union.number_at(parent, name);
-        if mode == RenameMode::Exchange && there() == before {
+        if mode == RenameMode::Exchange && self.union.number_at(parent, name)? == before {
             return Ok(());
         }
         match rename() {
-            Err(Error::Errno(libc::ENOENT)) if mode != RenameMode::Exchange && there() != 0 => {
+            Err(Error::Errno(libc::ENOENT))
+                if mode != RenameMode::Exchange && self.union.number_at(parent, name)? != 0 =>
+            {
+                self.lost_name();
                 Ok(())
             }
             done => done,
+        }
+    }
+
+    /// It was begun when there was something to remove or to move.
+    fn had_what_it_changes(&self) -> bool {
+        self.begun
+            .is_some_and(|before| before != 0 && before != UNKNOWN)
+    }
+
+    /// The name is gone, which the process before may not have written down.
+    fn lost_name(&self) {
+        if let (Some(before), Some((dir, name))) = (self.begun, self.name) {
+            self.union.note_lost_name(before, dir, name);
         }
     }
 }
@@ -139,3 +181,7 @@ impl Drop for Once<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "replay_tests.rs"]
+mod tests;

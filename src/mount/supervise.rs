@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use crate::sys::daemon::open_descriptors;
 use crate::sys::shared_log::{SharedLog, Word};
 use crate::sys::worker::{self, Ending, Event, Side};
-use crate::union::{BROKEN, Journal, Union};
+use crate::union::{BROKEN, Journal};
 
 /// So many crashes within [`WINDOW`] are a loop.
 const CRASHES: usize = 5;
@@ -27,7 +27,8 @@ const CRASHES: usize = 5;
 /// See [`CRASHES`].
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// So many workers in a row that were killed before they had served a single request: for want of memory, most likely.
+/// So many workers in a row that were killed before they had served a single request, for as long as [`WINDOW`]: for want of
+/// memory, most likely. Fewer, or for a shorter time, may be those of a machine that is busy.
 const KILLS: u32 = 20;
 
 /// [`Word::Phase`]: the mount answers.
@@ -93,6 +94,8 @@ struct Deaths {
     next: usize,
     /// In a row, without a request served.
     kills: u32,
+    /// When the first of them was.
+    killed_since: Option<Instant>,
 }
 
 /// What is to be done after a death.
@@ -108,16 +111,22 @@ impl Deaths {
             crashes: [None; CRASHES],
             next: 0,
             kills: 0,
+            killed_since: None,
         }
     }
 
     fn add(&mut self, ending: Ending, served: bool, now: Instant) -> Verdict {
         if served {
             self.kills = 0;
+            self.killed_since = None;
         }
         if ending == Ending::Killed {
-            self.kills += u32::from(!served);
-            return if self.kills >= KILLS {
+            if served {
+                return Verdict::Again;
+            }
+            self.kills = self.kills.saturating_add(1);
+            let since = *self.killed_since.get_or_insert(now);
+            return if self.kills >= KILLS && now.duration_since(since) >= WINDOW {
                 Verdict::Loop
             } else {
                 Verdict::Again
@@ -227,7 +236,7 @@ fn take_up(
                 log::error!("the daemon ended with exit code {code}: another one takes over");
             }
         }
-        let kept = Union::left_open(&journal);
+        let kept = journal.left_open();
         let left: Vec<RawFd> = open_descriptors()?
             .into_iter()
             .filter(|fd| own.binary_search(fd).is_err() && !is_kept(*fd, &kept))
@@ -238,7 +247,7 @@ fn take_up(
         first: before.is_none(),
         journal,
         read_only: read_only.then(|| {
-            format!("its daemon was ended {CRASHES} times within {WINDOW:?}, or {KILLS} times in a row before it served anything")
+            format!("its daemon was ended {CRASHES} times within {WINDOW:?}, or for that long {KILLS} times or more before it served anything")
         }),
         log,
     }))
@@ -287,9 +296,15 @@ mod tests {
         for _ in 0..1000 {
             assert_eq!(deaths.add(Ending::Killed, true, now), Verdict::Again);
         }
-        for _ in 1..KILLS {
+        for _ in 0..10 * KILLS {
             assert_eq!(deaths.add(Ending::Killed, false, now), Verdict::Again);
         }
-        assert_eq!(deaths.add(Ending::Killed, false, now), Verdict::Loop);
+        let later = now + WINDOW;
+        assert_eq!(deaths.add(Ending::Killed, true, later), Verdict::Again);
+        for _ in 0..10 * KILLS {
+            assert_eq!(deaths.add(Ending::Killed, false, later), Verdict::Again);
+        }
+        let later = later + WINDOW;
+        assert_eq!(deaths.add(Ending::Killed, false, later), Verdict::Loop);
     }
 }

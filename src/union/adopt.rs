@@ -6,12 +6,12 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
+use smallvec::SmallVec;
 
 use super::Union;
 use super::book::{Book, BookFile};
@@ -22,7 +22,7 @@ use super::journal::{self, Grave, Journal, LowerPlace, OpenFile, Record};
 use super::listing::Listing;
 use super::open::NodeOpen;
 use super::stack::{Resolved, ResolvedUpper};
-use super::table::Seed;
+use super::table::{Seed, is_dynamic};
 use super::types::{Backing, HandleId, NodeId, ROOT};
 use crate::layer::{Access, Layer, LayerLookup, Node, Opaque};
 use crate::sys::worker;
@@ -32,12 +32,18 @@ use crate::sys::worker;
 pub(super) struct Adopted {
     /// A leaf lock.
     book: Mutex<Book>,
-    /// Which inode a name stood for, by the directory's number; of those whose number nothing on disk tells. Immutable.
-    numbers: HashMap<(u64, OsString), u64>,
+    /// Which inodes a name stood for, by the directory's number; of those whose number nothing on disk tells. The name of
+    /// one may be out of date. A leaf lock.
+    numbers: Mutex<HashMap<(u64, OsString), SmallVec<[u64; 1]>>>,
     /// How nodes are open. Immutable.
     opens: HashMap<NodeId, Arc<NodeOpen>>,
     /// Held while a node becomes an inode, before all other locks.
     recovering: Mutex<()>,
+}
+
+/// Whether a name, or what it leads to, is out of date.
+fn is_gone(error: &Error) -> bool {
+    matches!(error.errno(), libc::ENOENT | libc::ENOTDIR | libc::ESTALE)
 }
 
 /// The path of a node in its layer.
@@ -62,18 +68,10 @@ impl Union {
         self.note_node(ROOT, &self.root, true);
     }
 
-    /// The descriptors that the process before left open for files without a name, as its journal says, with the inode
-    /// numbers that they must have.
-    pub fn left_open(journal: &Journal) -> HashMap<RawFd, u64> {
-        let book = journal.book();
-        let graves = book.files.values().filter_map(|file| file.grave.as_ref());
-        graves.filter_map(|grave| grave.upper).collect()
-    }
-
     /// Takes over what the journal tells; called once, before the first request. `wrap` makes a backing file of the number that it
     /// is registered with. Returns the numbers that nothing needs any more, which are to be closed.
     pub fn adopt(&self, journal: &Arc<Journal>, wrap: &dyn Fn(u32) -> Backing) -> Result<Vec<u32>> {
-        let mut book = journal.book();
+        let mut book = journal.take_book();
         // What was a root before is there already.
         book.nodes.remove(&ROOT);
         for file in book.files.values_mut() {
@@ -97,12 +95,13 @@ impl Union {
                 .or_insert_with(|| Arc::new(NodeOpen::adopted(open.node)));
             node.count_adopted(open, backings.get(&open.node));
         }
-        let numbers = book
-            .files
-            .iter()
-            .filter(|(ino, _)| super::table::is_dynamic(**ino))
-            .flat_map(|(ino, file)| file.names.iter().map(|name| (name.clone(), *ino)))
-            .collect();
+        let mut numbers: HashMap<(u64, OsString), SmallVec<[u64; 1]>> = HashMap::new();
+        for (&ino, file) in book.files.iter().filter(|(ino, _)| is_dynamic(**ino)) {
+            self.table.keep_number(ino);
+            for name in &file.names {
+                numbers.entry(name.clone()).or_default().push(ino);
+            }
+        }
         self.table.seed(book.nodes.iter().map(|(&node, entry)| {
             let seed = Seed {
                 lookups: entry.lookups.unsigned_abs(),
@@ -114,7 +113,7 @@ impl Union {
         let unused = book.backings.difference(&in_use).copied().collect();
         let adopted = Adopted {
             book: Mutex::new(book),
-            numbers,
+            numbers: Mutex::new(numbers),
             opens,
             recovering: Mutex::new(()),
         };
@@ -175,11 +174,13 @@ impl Union {
     }
 
     /// The inode number of what has a name, 0 where nothing has.
-    pub fn number_at(&self, parent: NodeId, name: &OsStr) -> u64 {
-        let found = self
-            .node(parent)
-            .and_then(|parent| self.find_inode(&parent, name));
-        found.ok().flatten().map_or(0, |inode| inode.ino)
+    pub fn number_at(&self, parent: NodeId, name: &OsStr) -> Result<u64> {
+        let parent = self.node(parent)?;
+        match self.find_inode(&parent, name) {
+            Ok(found) => Ok(found.map_or(0, |inode| inode.ino)),
+            Err(e) if e.errno() == libc::ENOENT => Ok(0),
+            Err(e) => Err(e),
+        }
     }
 
     /// Where changes are written down, if they are.
@@ -223,28 +224,36 @@ impl Union {
 
     /// Precondition: `recovering` is held.
     fn recover_inode(&self, adopted: &Adopted, ino: u64) -> Result<Arc<Inode>> {
-        let mut chain: Vec<(u64, BookFile)> = Vec::new();
-        let mut at = ino;
-        let mut seen = HashSet::new();
-        while self.live(at).is_none() {
-            let file = adopted.book.lock().files.get(&at).cloned();
-            let Some(file) = file.filter(|_| seen.insert(at)) else {
-                log::debug!("inode {ino}: nothing is known of inode {at} above it");
-                break;
+        let mut pending = vec![ino];
+        let mut tried = HashSet::new();
+        // Directories that the kernel knows no more live only by what is below them.
+        let mut held = Vec::new();
+        while let Some(&at) = pending.last() {
+            let file = match self.live(at) {
+                Some(inode) => {
+                    held.push(inode);
+                    None
+                }
+                None => adopted.book.lock().files.get(&at).cloned(),
             };
-            let above = file.names.first().map(|(parent, _)| *parent);
-            chain.push((at, file));
-            match above {
-                Some(above) => at = above,
-                None => break,
+            let Some(file) = file else {
+                pending.pop();
+                continue;
+            };
+            if tried.insert(at) {
+                // The directories of all names: each name may be out of date, and so may be what leads to its directory.
+                let above = file.names.iter().map(|(parent, _)| *parent);
+                pending.extend(above.filter(|above| !tried.contains(above)));
+                continue;
+            }
+            pending.pop();
+            match self.recover_one(adopted, at, &file) {
+                Ok(inode) => held.push(inode),
+                Err(e) if is_gone(&e) => {}
+                Err(e) => return Err(e),
             }
         }
-        let mut kept = None;
-        while let Some((ino, file)) = chain.pop() {
-            kept = Some(self.recover_one(adopted, ino, &file)?);
-        }
-        kept.or_else(|| self.live(ino))
-            .ok_or(Error::Errno(libc::ESTALE))
+        self.live(ino).ok_or(Error::Errno(libc::ESTALE))
     }
 
     /// Precondition: `recovering` is held.
@@ -252,15 +261,13 @@ impl Union {
         let mut found = None;
         // All of them: what they show is what the union then knows of the inode.
         for (parent, name) in &file.names {
-            let parent = match self.live(*parent) {
-                Some(parent) => Ok(parent),
-                None if file.names.len() > 1 => self.recover_inode(adopted, *parent),
-                None => Err(Error::Errno(libc::ESTALE)),
+            let Some(parent) = self.live(*parent) else {
+                continue;
             };
-            let Ok(parent) = parent else { continue };
             match self.find_inode(&parent, name) {
                 Ok(Some(inode)) if inode.ino == ino => found = Some(inode),
-                Ok(_) | Err(Error::Errno(libc::ENOENT | libc::ESTALE)) => {}
+                Ok(_) => {}
+                Err(e) if is_gone(&e) => {}
                 Err(e) => return Err(e),
             }
         }
@@ -277,7 +284,7 @@ impl Union {
         match &grave {
             Some(grave) => self.exhume(ino, file.file_type, grave),
             None => {
-                log::debug!("inode {ino} is at none of its names {:?}", file.names);
+                log::warn!("inode {ino} is at none of its names {:?}", file.names);
                 Err(Error::Errno(libc::ESTALE))
             }
         }
@@ -357,21 +364,27 @@ impl Union {
     }
 
     /// The number that the file at a name had, where nothing on disk tells it. `real`: inode number of its upper part, 0
-    /// without one.
+    /// without one; `copied`: that is a copy of a lower one.
     pub(super) fn adopted_number(
         &self,
         parent: &Inode,
         name: &OsStr,
-        (real, file_type): (u64, u32),
+        (real, file_type, copied): (u64, u32, bool),
     ) -> Option<u64> {
         let adopted = self.adopted.get()?;
-        if adopted.numbers.is_empty() {
+        let numbers = adopted.numbers.lock();
+        if numbers.is_empty() {
             return None;
         }
-        let ino = *adopted.numbers.get(&(parent.ino, name.to_owned()))?;
+        let known = numbers.get(&(parent.ino, name.to_owned()))?.clone();
+        drop(numbers);
         let book = adopted.book.lock();
-        let file = book.files.get(&ino)?;
-        (file.real == real && file.file_type == file_type).then_some(ino)
+        known.into_iter().find(|ino| {
+            let file = book.files.get(ino);
+            file.is_some_and(|file| {
+                file.file_type == file_type && (file.real == real || copied && file.real == 0)
+            })
+        })
     }
 
     /// Whether the kernel knows the number as that of a file that never had this name: one that was removed, whose real
@@ -510,13 +523,48 @@ impl Union {
 
     /// Writes down that a file has a name less.
     pub(super) fn note_no_name(&self, inode: &Inode, parent: &Inode, name: &OsStr) {
+        self.note_number_without(inode.ino, parent, name);
+    }
+
+    fn note_number_without(&self, ino: u64, parent: &Inode, name: &OsStr) {
         if let Some(journal) = self.journal.get() {
             journal.put(&[Record::Unname {
-                ino: inode.ino,
+                ino,
                 parent: parent.ino,
                 name: name.as_bytes(),
             }]);
         }
+        if let Some(adopted) = self.adopted.get() {
+            let mut numbers = adopted.numbers.lock();
+            if !numbers.is_empty() {
+                numbers.remove(&(parent.ino, name.to_owned()));
+            }
+        }
+    }
+
+    /// Writes down that the inode of a number has lost a name, which the process before had no time for.
+    pub fn note_lost_name(&self, ino: u64, parent: NodeId, name: &OsStr) {
+        if let Ok(parent) = self.node(parent) {
+            self.note_number_without(ino, &parent, name);
+        }
+    }
+
+    /// Forgets what the process before made for a request that it did not answer: the kernel was told nothing of it.
+    pub fn disown(&self, ino: u64) {
+        let handles: Vec<HandleId> = self.adopted.get().map_or_else(Vec::new, |adopted| {
+            let book = adopted.book.lock();
+            let opens = book.opens.iter().filter(|(_, open)| open.node == ino);
+            opens.map(|(&handle, _)| handle).collect()
+        });
+        for handle in handles {
+            self.do_release(handle);
+        }
+        self.do_forget(ino, u64::MAX);
+    }
+
+    /// To be held while lookups of a node are counted or given back and that is written down.
+    pub(super) fn order_of(&self, node: NodeId) -> Option<MutexGuard<'_, ()>> {
+        Some(self.journal.get()?.order_of(node))
     }
 
     /// Writes down how a file is reached that is about to lose its last name.

@@ -14,7 +14,7 @@ use super::types::{HandleId, NodeId};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct BookNode {
     pub(super) ino: u64,
-    /// Positive once all is read.
+    /// Positive once all is read: the log tells them in the order in which they were counted.
     pub(super) lookups: i64,
 }
 
@@ -56,7 +56,6 @@ impl Book {
             book.apply(record);
             bytes = rest;
         }
-        // Only now: threads write down what they do in any order.
         book.nodes
             .retain(|_, node| node.lookups > 0 && node.ino != 0);
         let needed = book.needed();
@@ -84,19 +83,24 @@ impl Book {
                 }
                 let entry = self.node(node);
                 entry.ino = ino;
+                let known = entry.lookups > 0;
                 entry.lookups += i64::try_from(lookups).unwrap_or(i64::MAX);
                 let file = self.files.entry(ino).or_default();
+                if !known && !self.twins.contains(&ino) {
+                    // What is there is of the file that had the number before, and the names that this one has follow.
+                    *file = BookFile::default();
+                }
                 file.file_type = file_type;
                 file.real = real;
-                // Of the file that had the number before.
-                file.grave = None;
                 self.listings.remove(&ino);
             }
             Record::Lookup(node) => {
                 self.node(node).lookups += 1;
             }
             Record::Forget(node, count) => {
-                self.node(node).lookups -= i64::try_from(count).unwrap_or(i64::MAX);
+                let entry = self.node(node);
+                let count = i64::try_from(count).unwrap_or(i64::MAX);
+                entry.lookups = entry.lookups.saturating_sub(count).max(0);
             }
             Record::Name { ino, parent, name } => {
                 let file = self.files.entry(ino).or_default();
@@ -265,10 +269,13 @@ mod tests {
             node(8, 8, libc::S_IFREG),
             name(8, 5, b"gone"),
             Record::Forget(8, 1),
-            // Two threads, of which the second was faster.
-            Record::Forget(9, 1),
-            Record::Lookup(9),
             node(9, 9, libc::S_IFREG),
+            name(9, 5, b"of the one before"),
+            // All of them, however many.
+            Record::Lookup(9),
+            Record::Forget(9, u64::MAX),
+            node(9, 9, libc::S_IFREG),
+            name(9, 5, b"of this one"),
             Record::Open(1, open),
             Record::Open(2, open),
             Record::Release(2),
@@ -287,6 +294,10 @@ mod tests {
         assert_eq!(book.nodes[&7], BookNode { ino: 7, lookups: 2 });
         assert_eq!(book.files[&7].names[..], [(5, OsString::from("new"))]);
         assert_eq!(book.files[&5].names[..], [(1, OsString::from("dir"))]);
+        assert_eq!(
+            book.files[&9].names[..],
+            [(5, OsString::from("of this one"))]
+        );
         assert!(!book.files.contains_key(&8));
         assert_eq!(book.opens.len(), 1);
         assert_eq!(book.last_handle, 2);

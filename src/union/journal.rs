@@ -8,7 +8,7 @@
 //! A record is its length (4 bytes), its kind (1) and its fields, in the machine's own byte order: the reader runs on the same
 //! machine. [`FORM`] changes with the form.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::RawFd;
@@ -16,7 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::book::Book;
 use super::listing::Cookies;
@@ -34,6 +34,9 @@ const SHORTEN_ABOVE: usize = 128 << 10;
 
 /// So many requests that were begun are remembered then.
 const INTENTS: usize = 4096;
+
+/// See [`Journal::order_of`].
+const ORDERS: usize = 64;
 
 /// The bit by which the kernel marks a request that it sends again (`FUSE_UNIQUE_RESEND`).
 const RESENT: u64 = 1 << 63;
@@ -364,6 +367,11 @@ pub struct Journal {
     log: Arc<SharedLog>,
     /// A thread condenses the log. Atomic.
     condensing: AtomicBool,
+    /// Held while lookups of a node are counted or given back and that is written down, so that the log tells it in the order in
+    /// which it was done. By the node's low bits. Taken before the leaves.
+    orders: [Mutex<()>; ORDERS],
+    /// What the log told when it was taken up, until it is adopted. A leaf lock.
+    taken: Mutex<Option<Book>>,
     /// Requests under way that must not be done twice. A leaf lock.
     under_way: Mutex<HashSet<u64>>,
     /// A record could not be written: nobody can take the mount over any more. Atomic.
@@ -376,6 +384,8 @@ impl Journal {
         Arc::new(Journal {
             log,
             condensing: AtomicBool::new(false),
+            orders: std::array::from_fn(|_| Mutex::default()),
+            taken: Mutex::default(),
             under_way: Mutex::default(),
             broken: AtomicBool::new(false),
         })
@@ -384,14 +394,18 @@ impl Journal {
     /// Goes on with the log of a process that has died. However short the lives of such processes are, it does not grow.
     pub fn take_up(log: Arc<SharedLog>) -> Arc<Journal> {
         let journal = Journal::new(log);
+        let mut book = Book::read(&journal.log.read());
         if journal.has_grown_by(SHORTEN_ABOVE) {
             // Which of them the kernel sends again is not known yet: the last, or some that take long.
-            let mut last: Vec<u64> = journal.book().intents.into_keys().collect();
+            let mut last: Vec<u64> = book.intents.keys().copied().collect();
             last.sort_unstable_by(|a, b| b.cmp(a));
             last.truncate(INTENTS);
-            *journal.under_way.lock() = last.into_iter().collect();
-            journal.condense();
+            let kept: HashSet<u64> = last.into_iter().collect();
+            book.intents.retain(|unique, _| kept.contains(unique));
+            journal.replace(|_| book.to_log());
+            *journal.under_way.lock() = kept;
         }
+        *journal.taken.lock() = Some(book);
         journal
     }
 
@@ -405,6 +419,8 @@ impl Journal {
         thread_local! {
             static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
         }
+        #[cfg(test)]
+        super::deaths::place();
         let written = BUFFER.with_borrow_mut(|buffer| {
             buffer.clear();
             for record in records {
@@ -412,6 +428,8 @@ impl Journal {
             }
             self.log.append(buffer)
         });
+        #[cfg(test)]
+        super::deaths::place();
         if let Err(e) = written
             && !self.broken.swap(true, Ordering::Relaxed)
         {
@@ -433,22 +451,41 @@ impl Journal {
         }
     }
 
+    /// To be held while the lookups of a node are counted or given back and that is written down.
+    pub(super) fn order_of(&self, node: NodeId) -> MutexGuard<'_, ()> {
+        self.orders[node as usize % ORDERS].lock()
+    }
+
     /// Makes the log as short as what it tells.
     fn condense(&self) {
         let kept: HashSet<u64> = self.under_way.lock().clone();
-        let done = self.log.rewrite(|old| {
+        self.replace(|old| {
             let mut book = Book::read(old);
             book.intents.retain(|unique, _| kept.contains(unique));
             book.to_log()
         });
-        if let Err(e) = done {
+    }
+
+    fn replace(&self, condense: impl FnOnce(&[u8]) -> Vec<u8>) {
+        if let Err(e) = self.log.rewrite(condense) {
             log::warn!("the journal is not condensed: {e}");
         }
         self.log.set(Word::Condensed, self.log.len() as u64);
     }
 
-    pub(super) fn book(&self) -> Book {
-        Book::read(&self.log.read())
+    /// What the log tells, where it was taken up: once.
+    pub(super) fn take_book(&self) -> Book {
+        let taken = self.taken.lock().take();
+        taken.unwrap_or_else(|| Book::read(&self.log.read()))
+    }
+
+    /// The descriptors that the process before left open for files without a name, with the inode numbers that they must
+    /// have.
+    pub fn left_open(&self) -> HashMap<RawFd, u64> {
+        let taken = self.taken.lock();
+        let files = taken.iter().flat_map(|book| book.files.values());
+        let graves = files.filter_map(|file| file.grave.as_ref());
+        graves.filter_map(|grave| grave.upper).collect()
     }
 
     /// Says what a request is about to do that must not be done twice. `subject`: see [`Record::Intent`]. It must be followed by
@@ -613,7 +650,7 @@ mod tests {
                 journal.put(&[Record::Lookup(5), Record::Forget(5, 1)]);
             }
         }
-        let book = Journal::take_up(log).book();
+        let book = Journal::take_up(log).take_book();
         assert_eq!(book.nodes[&5].lookups, 1);
         assert!(book.intents.contains_key(&49));
     }

@@ -17,6 +17,8 @@ mod book;
 mod cause;
 mod copy_data;
 mod copy_up;
+#[cfg(test)]
+pub(crate) mod deaths;
 mod dir;
 pub mod error;
 mod explain;

@@ -49,8 +49,11 @@ impl Union {
     pub(crate) fn entry(&self, found: &FoundInode) -> Result<Entry> {
         let attr = self.attr(&found.inode, &found.stat)?;
         let node = found.inode.current_node();
-        let first = self.table.acquire(node, &found.inode);
-        self.note_node(node, &found.inode, first);
+        {
+            let _order = self.order_of(node);
+            let first = self.table.acquire(node, &found.inode);
+            self.note_node(node, &found.inode, first);
+        }
         Ok(Entry {
             node,
             generation: 0,
@@ -266,7 +269,11 @@ impl Union {
         let upper_ino = resolved.upper.as_ref().map(|u| u.stat.ino);
         let upper_node = resolved.upper.as_ref().map(|u| u.node.clone());
         let mut ino = identity.ino;
-        let as_before = (upper_ino.unwrap_or(0), stat.file_type());
+        let copied = resolved
+            .upper
+            .as_ref()
+            .is_some_and(|upper| upper.marks.origin.is_some() || !resolved.lowers.is_empty());
+        let as_before = (upper_ino.unwrap_or(0), stat.file_type(), copied);
         if let Some(before) = self.adopted_number(parent, name, as_before) {
             ino = before;
         } else if (stat.is_dir() || stat.nlink <= 1) && self.is_anothers(ino, parent, name) {
@@ -285,6 +292,10 @@ impl Union {
                 )
             });
             if new {
+                if self.took_over() {
+                    // The process before may know it by other names alone.
+                    self.note_name(&inode, parent, name);
+                }
                 // What was found may be of the moment in which blocks were filled.
                 let settled = !named_in_upper || !self.has_met_partial();
                 return Ok((inode, settled.then_some(stat)));

@@ -8,6 +8,7 @@ use super::Union;
 use super::error::{Error, Result};
 use super::inode::Inode;
 use super::listing::{COOKIE_DOT, COOKIE_DOTDOT, Item};
+use super::table::Forgotten;
 use super::types::{DirEntry, Entry, NodeId};
 use crate::layer::Layer;
 use crate::sys::memory;
@@ -161,12 +162,15 @@ impl Union {
     }
 
     pub(crate) fn do_forget(&self, node: NodeId, count: u64) {
-        self.note_forget(node, count);
-        let Some(inode) = self.table.forget(node, count) else {
-            if self.table.forget_seed(node, count) {
-                self.forget_adopted(node);
-            }
-            return;
+        let forgotten = {
+            let _order = self.order_of(node);
+            self.note_forget(node, count);
+            self.table.forget(node, count)
+        };
+        let inode = match forgotten {
+            Forgotten::Inode(inode) => inode,
+            Forgotten::Seed => return self.forget_adopted(node),
+            Forgotten::Nothing => return,
         };
         // The kernel knows the directory no more; its names can be read again.
         if let Some(dir) = &inode.dir

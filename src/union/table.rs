@@ -55,6 +55,17 @@ pub(crate) struct Seed {
     pub open: Option<Arc<NodeOpen>>,
 }
 
+/// What is left of a node after the kernel gave lookups of it back.
+#[derive(Debug)]
+pub(crate) enum Forgotten {
+    /// The kernel knows it still, or never did.
+    Nothing,
+    /// It was the last lookup of this inode by this node.
+    Inode(Arc<Inode>),
+    /// It was the last lookup of a node that only the process before told, and nobody asked for here.
+    Seed,
+}
+
 /// Whether an inode number is none that the layers tell.
 pub(crate) fn is_dynamic(ino: u64) -> bool {
     (DYNAMIC_BASE..RETIRED_BASE).contains(&ino)
@@ -189,14 +200,16 @@ impl Table {
                 let current = renumbered.entry(ino).or_insert(node);
                 *current = node.max(*current);
             }
-            if is_dynamic(ino) {
-                self.next_dynamic.fetch_max(ino + 1, Ordering::Relaxed);
-            }
             seeds.insert(node, seed);
         }
         self.renumbered_len
             .store(renumbered.len(), Ordering::Release);
         self.seeds_len.store(seeds.len(), Ordering::Release);
+    }
+
+    /// Has no new file get a number that stands for no real one.
+    pub(crate) fn keep_number(&self, ino: u64) {
+        self.next_dynamic.fetch_max(ino + 1, Ordering::Relaxed);
     }
 
     fn take_seed(&self, node: NodeId) -> Option<Seed> {
@@ -214,22 +227,22 @@ impl Table {
         self.seeds.lock().contains_key(&node)
     }
 
-    /// The kernel gives back lookups of a node that nobody asked for here. True when none is left.
-    pub(crate) fn forget_seed(&self, node: NodeId, count: u64) -> bool {
+    /// The kernel gives back lookups of a node that nobody asked for here. Precondition: the lock of the node's shard is held.
+    fn forget_seed_locked(&self, node: NodeId, count: u64) -> Forgotten {
         if self.seeds_len.load(Ordering::Acquire) == 0 {
-            return false;
+            return Forgotten::Nothing;
         }
         let mut seeds = self.seeds.lock();
         let Some(seed) = seeds.get_mut(&node) else {
-            return false;
+            return Forgotten::Nothing;
         };
         seed.lookups = seed.lookups.saturating_sub(count);
         if seed.lookups > 0 {
-            return false;
+            return Forgotten::Nothing;
         }
         seeds.remove(&node);
         self.seeds_len.store(seeds.len(), Ordering::Release);
-        true
+        Forgotten::Seed
     }
 
     /// Has a node that the process before told the kernel stand for an inode.
@@ -254,20 +267,32 @@ impl Table {
         None
     }
 
-    /// The kernel gives back lookups; returns the inode when this node has none left.
-    pub(crate) fn forget(&self, node: NodeId, count: u64) -> Option<Arc<Inode>> {
+    /// The kernel gives back lookups.
+    pub(crate) fn forget(&self, node: NodeId, count: u64) -> Forgotten {
         let mut shard = self.shard(node).lock();
         if let Some(own) = shard.find_own(node) {
-            let left = forgotten(own, count);
-            return (left == 0).then(|| shard.release_own(node)).flatten();
+            if forgotten(own, count) > 0 {
+                return Forgotten::Nothing;
+            }
+            return match shard.release_own(node) {
+                Some(inode) => Forgotten::Inode(inode),
+                None => Forgotten::Nothing,
+            };
         }
-        let entry = shard.others.get_mut(&node)?;
+        let Some(entry) = shard.others.get_mut(&node) else {
+            // Still under the lock: a lookup of this moment takes the seed with all that is counted, or finds none.
+            return self.forget_seed_locked(node, count);
+        };
+        if entry.lookups == 0 {
+            // Held by others, while the kernel knows it by what the process before told.
+            return self.forget_seed_locked(node, count);
+        }
         entry.lookups = entry.lookups.saturating_sub(count);
         if entry.lookups > 0 {
-            return None;
+            return Forgotten::Nothing;
         }
         let Held::Strong(inode) = &entry.held else {
-            return None;
+            return Forgotten::Nothing;
         };
         let inode = inode.clone();
         // One here, one in the entry: nobody else.
@@ -282,7 +307,7 @@ impl Table {
             entry.held = Held::Weak(Arc::downgrade(&inode));
             shard.weak += 1;
         }
-        Some(inode)
+        Forgotten::Inode(inode)
     }
 
     /// Gives the inode a new node id; the old one goes on naming it until the kernel forgets it.
@@ -490,9 +515,9 @@ mod tests {
         table.acquire(7, &a);
         table.acquire(7, &a);
         drop(a);
-        assert!(table.forget(7, 1).is_none());
+        assert!(matches!(table.forget(7, 1), Forgotten::Nothing));
         assert!(table.get(7).is_ok());
-        assert!(table.forget(7, 1).is_some());
+        assert!(matches!(table.forget(7, 1), Forgotten::Inode(_)));
         assert!(table.get(7).is_err());
     }
 
