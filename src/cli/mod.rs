@@ -191,10 +191,6 @@ fn dispatch(words: &[OsString]) -> Result<(), CliError> {
     if program::is_meant(rest) && !is_subcommand() {
         return program::run(rest, program::CalledBy::Program);
     }
-    if let Some(id) = container::monitored(&rest[at.min(rest.len())..]) {
-        let root = rest.get(1).filter(|_| at == 2).map(PathBuf::from);
-        return container::monitor(root, id);
-    }
     match Cli::try_parse_from(words) {
         Ok(cli) => cli.run(),
         Err(e) if !e.use_stderr() => Ok(e.print()?),

@@ -82,6 +82,14 @@ impl Connection {
         }
     }
 
+    /// Over a socket by which a monitor knows this process already.
+    pub(super) fn over(stream: UnixStream) -> Connection {
+        Connection {
+            stream,
+            received: Vec::new(),
+        }
+    }
+
     fn send(&mut self, frame: &Frame) -> Result<(), ContainerError> {
         self.stream.write_all(&frame.encode()).map_err(lost)
     }

@@ -17,7 +17,9 @@ use super::record::{
 };
 use super::runtime::Runtime;
 use super::{bundle, names, parse, users, volume};
-use crate::mount::{self, Background, Complete, MountError, MountOptions, MountRequest, Source};
+use crate::mount::{
+    self, Background, Complete, Ending, MountError, MountOptions, MountRequest, Source,
+};
 use crate::sys::daemon::{Forked, detach_stdio, fork_daemon, outlive_starter};
 use crate::union::{Change, ChangeKind};
 
@@ -65,18 +67,31 @@ pub(super) fn mount_request(root: &Path, container: &Container) -> MountRequest 
     }
 }
 
-/// Unmounts the root filesystem, whether its daemon lives or not. What is not mounted is no error.
+/// Unmounts the root filesystem, whether its daemon lives or not, and waits for the daemon's end. What is not mounted is
+/// no error.
 pub(super) fn unmount(container: &Container) -> Result<(), ContainerError> {
+    match begin_unmount(container)? {
+        Some(ending) => Ok(ending.wait()?),
+        None => Ok(()),
+    }
+}
+
+/// The same without the wait. `None`: there is nothing to wait for.
+pub(super) fn begin_unmount(container: &Container) -> Result<Option<Ending>, ContainerError> {
     let rootfs = container.path("rootfs");
     let begin = Instant::now();
     loop {
-        match mount::unmount(&rootfs, false) {
-            Ok(()) | Err(MountError::NotMounted(_)) => return Ok(()),
+        match mount::begin_unmount(&rootfs, false) {
+            Ok(ending) => return Ok(Some(ending)),
+            Err(MountError::NotMounted(_)) => return Ok(None),
             Err(MountError::Busy(_)) if begin.elapsed() < BUSY => {
                 // The mount namespace of processes that have died takes a moment to go.
                 std::thread::sleep(Duration::from_millis(10));
             }
-            Err(MountError::Busy(_)) => return Ok(mount::unmount(&rootfs, true)?),
+            Err(MountError::Busy(_)) => {
+                mount::unmount(&rootfs, true)?;
+                return Ok(None);
+            }
             Err(e) => return Err(e.into()),
         }
     }

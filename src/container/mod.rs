@@ -39,11 +39,10 @@ pub use lifecycle::{
     Exec, NewContainer, discard_in_background, exec, kill, may_run, network, paused, stop, wait,
 };
 pub use logs::{Entry, LogReader, Stream, parse as parse_log};
-pub use monitor::monitor;
 pub use names::is_valid as is_valid_name;
 pub use record::{
     Container, Containers, LogLimit, Network, Record, Settings, State, Status, Tmpfs, Ulimit,
     Volume,
 };
-pub use starting::{MONITOR, Standby, Starting};
+pub use starting::Standby;
 pub use volume::{StoredVolume, VolumeRecord};

@@ -1,24 +1,31 @@
-//! The other end of a monitor that is about to run a container: a command's.
+//! The starting of containers, seen from the command that waits for it.
+//!
+//! The monitor is forked off the command, which costs a tenth of what loading the program once more does. It is started
+//! before its container is made, where that takes long: pulling an image needs threads, after which nothing can be forked.
 
-use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 
+use nix::unistd::Pid;
+
+use super::client::Connection;
 use super::error::ContainerError;
+use super::monitor::monitor;
 use super::names;
 use super::record::{Container, Containers};
 use super::runtime::Runtime;
-
-/// The name of the hidden command that is a monitor.
-pub const MONITOR: &str = "container-monitor";
+use crate::sys::daemon::{Beside, close_all_but, fork_beside, take_stdio};
 
 /// A monitor that waits for its container to be made. Dropped, it ends.
 #[derive(Debug)]
 pub struct Standby {
     id: String,
-    monitor: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
+    monitor: Pid,
+    to: PipeWriter,
+    from: BufReader<PipeReader>,
+    /// Its first client is this process.
+    line: UnixStream,
 }
 
 impl Standby {
@@ -28,17 +35,8 @@ impl Standby {
     }
 }
 
-/// A container that is about to run: clients may connect.
-#[derive(Debug)]
-pub struct Starting {
-    name: String,
-    monitor: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
-}
-
 impl Containers {
-    /// Starts the monitor of a container that is yet to be made, so that it is loaded meanwhile.
+    /// Starts the monitor of a container that is yet to be made. Fails where this process has several threads.
     pub fn stand_by(&self) -> Result<Standby, ContainerError> {
         let id = names::new_id().map_err(ContainerError::io("read", "/dev/urandom"))?;
         self.monitor(id)
@@ -46,80 +44,68 @@ impl Containers {
 
     fn monitor(&self, id: String) -> Result<Standby, ContainerError> {
         let failed = || ContainerError::io::<io::Error>("start", "the monitor");
-        let mut monitor = Command::new("/proc/self/exe")
-            .arg0("acetate")
-            .arg("--root")
-            .arg(std::path::absolute(self.root()).map_err(failed())?)
-            .arg(MONITOR)
-            .arg(&id)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(failed())?;
-        let missing = || failed()(io::ErrorKind::BrokenPipe.into());
-        let to = monitor.stdin.take().ok_or_else(missing)?;
-        let from = BufReader::new(monitor.stdout.take().ok_or_else(missing)?);
-        Ok(Standby {
-            id,
-            monitor,
-            to,
-            from,
-        })
-    }
-
-    /// Prepares a run, by the monitor that stands by for it where there is one.
-    pub fn prepare(
-        &self,
-        container: &Container,
-        standby: Option<Standby>,
-    ) -> Result<Starting, ContainerError> {
-        // Known at once, and not only after a mount.
-        Runtime::find(container.record.settings.runtime.as_deref())?;
-        let Standby {
-            monitor, to, from, ..
-        } = match standby {
-            Some(standby) => standby,
-            None => self.monitor(container.record.id.clone())?,
-        };
-        let mut starting = Starting {
-            name: container.record.name.clone(),
-            monitor,
-            to,
-            from,
-        };
-        starting.say("begin\n")?;
-        starting.expect("ready")?;
-        Ok(starting)
-    }
-}
-
-impl Starting {
-    /// Starts the program; `size` is its terminal's, in rows and columns. Gives when it has been started.
-    pub fn go(mut self, size: Option<(u16, u16)>) -> Result<(), ContainerError> {
-        let line = match size {
-            Some((rows, columns)) => format!("go {rows} {columns}\n"),
-            None => "go\n".to_owned(),
-        };
-        self.say(&line)?;
-        self.expect("started")
-    }
-
-    fn say(&mut self, line: &str) -> Result<(), ContainerError> {
-        match self.to.write_all(line.as_bytes()) {
-            // It has ended, and may have said why.
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            said => said.map_err(ContainerError::io("speak to", "the monitor")),
+        let root = std::path::absolute(self.root()).map_err(failed())?;
+        let (commands, to) = io::pipe().map_err(failed())?;
+        let (from, answers) = io::pipe().map_err(failed())?;
+        let (line, its_line) = UnixStream::pair().map_err(failed())?;
+        match fork_beside().map_err(failed())? {
+            Beside::Old(monitor) => Ok(Standby {
+                id,
+                monitor,
+                to,
+                from: BufReader::new(from),
+                line,
+            }),
+            Beside::New => {
+                let ready = take_stdio(&commands, &answers)
+                    .and_then(|()| close_all_but(&[its_line.as_raw_fd()]));
+                let code = match ready {
+                    Ok(()) => monitor(&root, &id, its_line),
+                    Err(_) => 1,
+                };
+                // Never back into what the command goes on with.
+                std::process::exit(i32::from(code))
+            }
         }
     }
 
-    fn expect(&mut self, word: &str) -> Result<(), ContainerError> {
+    /// Starts the program of a container, by the monitor that stands by for it where there is one; `size` is its
+    /// terminal's, in rows and columns. Gives, when it has been started, a connection to which nothing of its output is
+    /// lost.
+    pub fn start(
+        &self,
+        container: &Container,
+        standby: Option<Standby>,
+        size: Option<(u16, u16)>,
+    ) -> Result<Connection, ContainerError> {
+        // Known at once, and not only after a mount.
+        Runtime::find(container.record.settings.runtime.as_deref())?;
+        let mut standby = match standby {
+            Some(standby) => standby,
+            None => self.monitor(container.record.id.clone())?,
+        };
+        let order = match size {
+            Some((rows, columns)) => format!("start {rows} {columns}\n"),
+            None => "start\n".to_owned(),
+        };
+        match standby.to.write_all(order.as_bytes()) {
+            // It has ended, and may have said why.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
+            said => said.map_err(ContainerError::io("speak to", "the monitor"))?,
+        }
+        standby.hear(container)?;
+        Ok(Connection::over(standby.line))
+    }
+}
+
+impl Standby {
+    fn hear(&mut self, container: &Container) -> Result<(), ContainerError> {
         let mut line = String::new();
         self.from
             .read_line(&mut line)
             .map_err(ContainerError::io("hear", "the monitor"))?;
         let line = line.trim_end();
-        if line == word {
+        if line == "started" {
             return Ok(());
         }
         let error = line
@@ -131,13 +117,13 @@ impl Starting {
                 text: text.to_owned(),
             },
             None => ContainerError::State {
-                name: self.name.clone(),
+                name: container.record.name.clone(),
                 is: "has lost its monitor".into(),
                 hint: "",
             },
         };
         // It ends, or has ended.
-        if let Err(e) = self.monitor.wait() {
+        if let Err(e) = nix::sys::wait::waitpid(self.monitor, None) {
             log::debug!("the monitor is not waited for: {e}");
         }
         Err(answer)

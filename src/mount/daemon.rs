@@ -1,10 +1,12 @@
 //! The process that serves a mount, and what its starter is told.
 
+use std::ffi::CStr;
 use std::io::{self, PipeWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{SigSet, Signal};
 
@@ -26,6 +28,12 @@ use crate::sys::mount as sys_mount;
 use crate::sys::sandbox;
 use crate::sys::worker;
 use crate::union::Union;
+
+/// How long a mount has to last before what its start took of memory is given back.
+const SETTLED: Duration = Duration::from_millis(500);
+
+/// The name of the process that serves a mount, for people.
+const NAME: &CStr = c"acetate";
 
 /// Where the mount is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +73,9 @@ pub fn mount(
                 to_parent,
                 inherited,
             };
+            if let Err(e) = rustix::thread::set_name(NAME) {
+                log::debug!("the process is called as its starter: {e}");
+            }
             // From here on this is another process, which must never return into its starter's code.
             std::process::exit(i32::from(run_daemon(request, log, starter)));
         }
@@ -289,18 +300,22 @@ fn serve_mounted(
         give_up(outside.unmount(true));
         return Err(e);
     }
-    // Once nobody waits for the mount.
-    outside.sweep_logs();
-    memory::give_back();
-    if let Some(code) = code
-        && let Err(e) = code.let_go()
-    {
-        log::debug!("the code of the start stays in memory: {e}");
-    }
     let Threads {
         serving,
         registered,
+        ended,
     } = threads;
+    // Nobody waits for the mount any more, but whoever made it has much to do now; and where the mount is gone by then,
+    // there is no memory to be saved.
+    if let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(SETTLED) {
+        outside.sweep_logs();
+        memory::give_back();
+        if let Some(code) = code
+            && let Err(e) = code.let_go()
+        {
+            log::debug!("the code of the start stays in memory: {e}");
+        }
+    }
     let ended = serving
         .join()
         .unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
@@ -379,6 +394,8 @@ pub(super) fn go_into_background(starter: Starter) -> io::Result<PipeWriter> {
 /// What runs until the mount is gone.
 pub(super) struct Threads {
     pub(super) serving: JoinHandle<io::Result<()>>,
+    /// Hung up when that thread is about to end.
+    pub(super) ended: Receiver<()>,
     /// Lets others find the mount, and ask it.
     pub(super) registered: Option<(Registration, Control)>,
 }
@@ -396,9 +413,14 @@ pub(super) fn start_threads(
 ) -> Result<Threads, MountError> {
     let failed = |e| MountError::Io("cannot start a thread", e);
     let counters = session.counters();
+    let (alive, ended) = mpsc::channel();
     let serving = thread::Builder::new()
         .name("session".into())
-        .spawn(move || session.run())
+        .spawn(move || {
+            let ended = session.run();
+            drop::<Sender<()>>(alive);
+            ended
+        })
         .map_err(failed)?;
     let registered = registered.and_then(|(registration, place)| {
         let info = Info {
@@ -420,6 +442,7 @@ pub(super) fn start_threads(
         .map_err(failed)?;
     Ok(Threads {
         serving,
+        ended,
         registered,
     })
 }

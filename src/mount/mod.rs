@@ -41,4 +41,4 @@ pub use options::{Complete, LayerIndex, MountOptions, Partial};
 pub use private::sweep;
 pub use remount::remount;
 pub use runtime::store_root;
-pub use state::{MountState, Record, find, list, unmount};
+pub use state::{Ending, MountState, Record, begin_unmount, find, list, unmount};

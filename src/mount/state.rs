@@ -355,30 +355,43 @@ fn is_mounted(mountpoint: &Path) -> Result<bool, MountError> {
     Ok(top.is_some_and(ours))
 }
 
+/// A mount that is gone, and whose daemon may still be on its way.
+#[derive(Debug)]
+pub struct Ending(Vec<Found>);
+
+impl Ending {
+    /// Waits until the daemon has ended and let go of all layers.
+    pub fn wait(self) -> Result<(), MountError> {
+        for found in self.0 {
+            wait_for_end(&found)?;
+            warn_of_partial(&found.record);
+        }
+        Ok(())
+    }
+}
+
 /// Unmounts, and waits until the daemon has ended and let go of all layers. A dead mount is taken away.
 /// `lazy`: detaches the mount at once, and does not wait.
 pub fn unmount(dir: &Path, lazy: bool) -> Result<(), MountError> {
+    let ending = begin_unmount(dir, lazy)?;
+    if lazy { Ok(()) } else { ending.wait() }
+}
+
+/// Unmounts, or with `lazy` detaches the mount, and waits for nothing. A dead mount is taken away.
+pub fn begin_unmount(dir: &Path, lazy: bool) -> Result<Ending, MountError> {
     let mountpoint = resolve(dir)?;
     if !is_mounted(&mountpoint)? {
         return Err(MountError::NotMounted(mountpoint));
     }
-    let found: Vec<Found> = records()
-        .into_iter()
-        .filter(|found| found.record.mountpoint == mountpoint)
-        .collect();
+    let mut found = records();
+    found.retain(|found| found.record.mountpoint == mountpoint);
     sys_unmount(&mountpoint, lazy).map_err(|e| match e.kind() {
         io::ErrorKind::ResourceBusy => MountError::Busy(mountpoint.clone()),
         _ => MountError::Path("unmounting", mountpoint.clone(), e),
     })?;
-    for found in found {
-        if !found.alive {
-            sweep(&found);
-        } else if !lazy {
-            wait_for_end(&found)?;
-            warn_of_partial(&found.record);
-        }
-    }
-    Ok(())
+    found.iter().filter(|found| !found.alive).for_each(sweep);
+    found.retain(|found| found.alive);
+    Ok(Ending(found))
 }
 
 /// The mount is gone, which was asked for, but its upper is not yet what others can read.

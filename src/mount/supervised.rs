@@ -150,6 +150,7 @@ impl Serving {
         let Threads {
             serving,
             registered,
+            ..
         } = match started {
             Ok(threads) => threads,
             Err(e) => {

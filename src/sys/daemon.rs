@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter};
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
@@ -115,6 +115,15 @@ pub fn detach_stdio() -> io::Result<()> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    Ok(())
+}
+
+/// Standard input and output are these from now on, and errors lead nowhere.
+pub fn take_stdio(input: impl AsFd, output: impl AsFd) -> io::Result<()> {
+    let null = File::options().write(true).open("/dev/null")?;
+    dup2_stdin(input)?;
+    dup2_stdout(output)?;
     dup2_stderr(&null)?;
     Ok(())
 }

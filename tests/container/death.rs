@@ -164,8 +164,8 @@ fn monitors_that_are_killed_at_any_moment_leave_nothing_that_rm_does_not_take() 
             .spawn()
             .unwrap();
         thread::sleep(Duration::from_millis(round * 25));
-        for (pid, line) in rig.processes() {
-            if line.contains("container-monitor") {
+        for (pid, name) in rig.processes() {
+            if name == "acetate-monitor" {
                 // It may have ended by itself.
                 let pid = nix::unistd::Pid::from_raw(pid);
                 if let Err(e) = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL) {

@@ -146,7 +146,7 @@ impl Rig {
         }
     }
 
-    /// Processes that were started for this store.
+    /// Processes that were started for this store, with their names.
     pub fn processes(&self) -> Vec<(i32, String)> {
         let root = self.root.to_str().unwrap();
         let mut found = Vec::new();
@@ -154,10 +154,13 @@ impl Rig {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
                 continue;
             };
-            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            if line.contains(root) {
-                found.push((pid, line));
+            let read = |file: &str| {
+                let bytes = fs::read(entry.path().join(file)).unwrap_or_default();
+                String::from_utf8_lossy(&bytes).into_owned()
+            };
+            let variable = format!("ACETATE_ROOT={root}");
+            if read("cmdline").contains(root) || read("environ").contains(&variable) {
+                found.push((pid, read("comm").trim().to_owned()));
             }
         }
         found

@@ -174,10 +174,7 @@ fn run_made(
     standby: Standby,
 ) -> Result<(), CliError> {
     if detach {
-        place
-            .containers
-            .prepare(container, Some(standby))?
-            .go(None)?;
+        place.containers.start(container, Some(standby), None)?;
         return Ok(output::line(&container.record.id)?);
     }
     let how = attachment(container, true, detach_keys)?;

@@ -31,7 +31,8 @@ pub(in crate::cli) struct StartArgs {
 }
 
 fn start(place: &Place, container: &Container) -> Result<(), CliError> {
-    Ok(place.containers.prepare(container, None)?.go(None)?)
+    place.containers.start(container, None, None)?;
+    Ok(())
 }
 
 fn is_running(container: &Container) -> Result<bool, CliError> {

@@ -11,7 +11,6 @@ mod work;
 
 pub(super) use volume::VolumeArgs;
 
-use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
@@ -19,8 +18,8 @@ use clap::{Args, Subcommand};
 
 use super::CliError;
 use crate::container::{
-    Attachment, Connection, Container, ContainerError, Containers, Ended, MONITOR, Standby,
-    is_valid_name, monitor as look_after, parse_keys, terminal_size,
+    Attachment, Container, ContainerError, Containers, Ended, Standby, is_valid_name, parse_keys,
+    terminal_size,
 };
 use crate::image::{NewImage, Store, StoredImage};
 use crate::mount::store_root;
@@ -62,23 +61,6 @@ enum Grouped {
     Diff(work::ContainerDiffArgs),
     Commit(work::CommitArgs),
     Export(work::ExportArgs),
-}
-
-/// The container of which these words start the monitor: they are no user's, and are told apart before any command is
-/// put together, as every start of a container waits for that.
-pub(super) fn monitored(words: &[OsString]) -> Option<&str> {
-    match words {
-        [command, id] if command == MONITOR => id.to_str(),
-        _ => None,
-    }
-}
-
-/// Looks after one run of a container.
-pub(super) fn monitor(root: Option<PathBuf>, id: &str) -> Result<(), CliError> {
-    match look_after(&store_root(root), id) {
-        0 => Ok(()),
-        code => Err(CliError::Exit(code)),
-    }
 }
 
 /// The store, and its containers.
@@ -229,9 +211,8 @@ fn run_attached(
     how: &Attachment,
     standby: Option<Standby>,
 ) -> Result<(), CliError> {
-    let starting = place.containers.prepare(container, standby)?;
-    let connection = Connection::open(container, true)?;
-    starting.go(terminal_size().filter(|_| how.terminal))?;
+    let size = terminal_size().filter(|_| how.terminal);
+    let connection = place.containers.start(container, standby, size)?;
     ended(container, connection.serve(how)?)
 }
 

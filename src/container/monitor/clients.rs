@@ -43,6 +43,13 @@ impl Clients {
         })
     }
 
+    /// Takes one in that is attached from the beginning.
+    pub(super) fn take_in(&mut self, stream: UnixStream) -> io::Result<()> {
+        stream.set_nonblocking(true)?;
+        self.all.push(Client::new(stream, true));
+        Ok(())
+    }
+
     /// Their sockets, and whether something waits to be sent.
     pub(super) fn sockets(&self) -> impl Iterator<Item = (&UnixStream, bool)> {
         self.all.iter().map(|c| (&c.stream, !c.outgoing.is_empty()))
@@ -53,14 +60,7 @@ impl Clients {
             match self.listener.accept() {
                 Ok((stream, _)) if self.all.len() < MOST => {
                     if stream.set_nonblocking(true).is_ok() {
-                        self.all.push(Client {
-                            stream,
-                            received: Vec::new(),
-                            outgoing: Vec::new(),
-                            attached: false,
-                            progress: Instant::now(),
-                            gone: false,
-                        });
+                        self.all.push(Client::new(stream, false));
                     }
                 }
                 Ok(_) => log::warn!("too many clients"),
@@ -130,6 +130,17 @@ impl Clients {
 }
 
 impl Client {
+    fn new(stream: UnixStream, attached: bool) -> Client {
+        Client {
+            stream,
+            received: Vec::new(),
+            outgoing: Vec::new(),
+            attached,
+            progress: Instant::now(),
+            gone: false,
+        }
+    }
+
     fn receive(&mut self, frames: &mut Vec<Frame>) {
         let mut buffer = [0; 16 << 10];
         loop {

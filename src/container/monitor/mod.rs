@@ -5,11 +5,11 @@
 //! It is started by a command, with which it speaks by lines on its standard streams:
 //!
 //! ```text
-//! command: begin                     the container is there: so far the process has only been loaded
-//! monitor: ready                     everything is prepared, clients may connect to attach.sock
-//! command: go [ROWS COLUMNS]         start the program; where this does not come, the run is given up
+//! command: start [ROWS COLUMNS]      the container is there: run it, on a terminal of this size
 //! monitor: started | error CODE TEXT
 //! ```
+//!
+//! A command that ends before the program is started gives the run up.
 //!
 //! It has one thread, and nothing in its loop waits for anybody: a client that does not read holds the output back for
 //! a while, and is dropped then.
@@ -19,8 +19,10 @@ mod launch;
 mod run;
 mod streams;
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, BufRead, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -33,17 +35,20 @@ use super::lifecycle;
 use super::record::{Container, Containers, State, Status, boot_id, now};
 use super::runtime::Runtime;
 use super::{bundle, users, volume};
-use crate::mount::{self, Background};
+use crate::mount::{self, Background, Ending};
 use launch::Launch;
 use run::Run;
 
 /// How long a command that works on the container, or its last monitor, may keep its lock.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Looks after one run of the container with this id; gives the exit code of the process. To be called by a process
-/// that has done nothing yet.
-pub fn monitor(root: &Path, id: &str) -> u8 {
-    match serve(root, id) {
+/// The name of the process, for people.
+const NAME: &CStr = c"acetate-monitor";
+
+/// Looks after one run of the container with this id; gives the exit code of the process. The command is its first
+/// client, over `line`. To be called by a process of its own.
+pub(super) fn monitor(root: &Path, id: &str, line: UnixStream) -> u8 {
+    match serve(root, id, line) {
         Ok(()) => 0,
         Err(e) => {
             log::error!("{e}");
@@ -72,7 +77,22 @@ fn call<T>(what: &'static str, result: io::Result<T>) -> Result<T, ContainerErro
     result.map_err(ContainerError::io(what, "the monitor"))
 }
 
-fn serve(root: &Path, id: &str) -> Result<(), ContainerError> {
+/// What the command orders: the size of the terminal. `None`: it is no order, as where the command has ended.
+fn order() -> Result<Option<Option<(u16, u16)>>, ContainerError> {
+    let mut line = String::new();
+    call("listen in", io::stdin().lock().read_line(&mut line))?;
+    let mut words = line.split_whitespace();
+    if words.next() != Some("start") {
+        return Ok(None);
+    }
+    let mut number = || words.next()?.parse().ok();
+    Ok(Some(number().zip(number())))
+}
+
+fn serve(root: &Path, id: &str, line: UnixStream) -> Result<(), ContainerError> {
+    if let Err(e) = rustix::thread::set_name(NAME) {
+        log::debug!("the process keeps its name: {e}");
+    }
     // Of a session of its own, and with everything that the runtime leaves behind as its child.
     call("detach", rustix::process::setsid().map_err(Into::into))?;
     let this = rustix::process::getpid();
@@ -82,11 +102,9 @@ fn serve(root: &Path, id: &str) -> Result<(), ContainerError> {
     )?;
     call("leave its directory for", std::env::set_current_dir("/"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    let mut line = String::new();
-    call("listen in", io::stdin().lock().read_line(&mut line))?;
-    if line != "begin\n" {
+    let Some(size) = order()? else {
         return Ok(());
-    }
+    };
 
     let container = Container::open(root.join("containers").join(id))?;
     mount::log_to(&container.path("monitor.log"))?;
@@ -109,8 +127,16 @@ fn serve(root: &Path, id: &str) -> Result<(), ContainerError> {
         ..State::default()
     };
     container.write_state(&state)?;
-    let outcome = run(root, &container, &runtime, &lock, &mut state);
+    let client = Client { line, size };
+    let outcome = run(root, &container, &runtime, &lock, client, &mut state);
     finish(root, &container, &runtime, before, state, outcome)
+}
+
+/// The command, as the first client.
+struct Client {
+    line: UnixStream,
+    /// Its terminal's, in rows and columns.
+    size: Option<(u16, u16)>,
 }
 
 /// Runs the container.
@@ -119,6 +145,7 @@ fn run(
     container: &Container,
     runtime: &Runtime,
     lock: &File,
+    client: Client,
     state: &mut State,
 ) -> Result<(End, clients::Clients), ContainerError> {
     // It is loaded while the root filesystem is mounted.
@@ -128,7 +155,9 @@ fn run(
         None
     };
     let user = prepare(root, container)?;
-    Run::new(container, runtime, lock, user, ahead)?.serve(state)
+    let mut run = Run::new(container, runtime, lock, user, ahead)?;
+    call("take in a client of", run.clients.take_in(client.line))?;
+    run.serve(client.size, state)
 }
 
 /// Mounts, and finds out what has to be known of the root filesystem.
@@ -147,7 +176,7 @@ pub(super) enum End {
     Exited(u8),
     /// The daemon of the mount died, and the program was killed.
     MountDied,
-    /// The command that started the monitor ended before it said go.
+    /// The command that started the monitor ended before the program was started.
     GivenUp,
 }
 
@@ -175,10 +204,19 @@ fn finish(
     if !all_dead {
         forget(container, runtime);
     }
-    let unmounted = lifecycle::unmount(container);
-    if let Err(e) = &unmounted {
-        log::warn!("{e}");
-    }
+    // Nobody wants what is thrown away any more: its daemon ends in its own time.
+    let ending = if all_dead && container.record.settings.remove {
+        lifecycle::begin_unmount(container)
+    } else {
+        lifecycle::unmount(container).map(|()| None)
+    };
+    let (ending, unmounted) = match ending {
+        Ok(ending) => (ending, Ok(())),
+        Err(e) => {
+            log::warn!("{e}");
+            (None, Err(e))
+        }
+    };
     state.pid = None;
     state.monitor = None;
     let result = match outcome {
@@ -199,6 +237,9 @@ fn finish(
             let code = state.exit_code.unwrap_or(255);
             let closed = close(root, container, &state, unmounted.is_ok());
             clients.dismiss(code);
+            if let Some(Err(e)) = ending.map(Ending::wait) {
+                log::warn!("{e}");
+            }
             closed.map(|gone| match gone {
                 Some(gone) => drop(gone),
                 None => forget(container, runtime),

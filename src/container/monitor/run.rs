@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
@@ -35,7 +35,6 @@ const LOOK: u16 = 500;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Signals,
-    Command,
     Console,
     Listener,
     Output(usize),
@@ -46,12 +45,20 @@ enum Source {
 /// How far it has come.
 #[derive(Debug)]
 enum Phase {
-    /// The command has not said go.
+    /// The runtime has no configuration yet.
     Waiting,
     /// The runtime, with this process, is starting the program.
     Starting(i32),
     /// The program runs as this process.
     Running(i32),
+}
+
+/// Whether the command has ended. It has said all that it says.
+fn command_is_gone() -> io::Result<bool> {
+    let stdin = io::stdin();
+    let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO)?;
+    Ok(fds[0].any().unwrap_or(false))
 }
 
 /// A run of a container.
@@ -61,7 +68,7 @@ pub(super) struct Run<'a> {
     lock: &'a File,
     user: User,
     signals: SignalFd,
-    clients: Clients,
+    pub(super) clients: Clients,
     streams: Streams,
     console: Option<(File, UnixListener)>,
     log: LogFile,
@@ -70,8 +77,6 @@ pub(super) struct Run<'a> {
     daemon: i32,
     /// Children that ended before it was known who they were.
     ended: HashMap<i32, WaitStatus>,
-    command: Vec<u8>,
-    command_gone: bool,
     /// The runtime, where it was started ahead, until it is its turn.
     ahead: Option<Launch>,
 }
@@ -116,20 +121,27 @@ impl<'a> Run<'a> {
             phase: Phase::Waiting,
             daemon: i32::try_from(daemon).unwrap_or(i32::MAX),
             ended,
-            command: Vec::new(),
-            command_gone: false,
             ahead,
         })
     }
 
-    /// Runs the program to its end.
-    pub(super) fn serve(&mut self, state: &mut State) -> Result<(End, Clients), ContainerError> {
-        call("answer from", tell("ready"))?;
+    /// Runs the program to its end, on a terminal of this size.
+    pub(super) fn serve(
+        &mut self,
+        size: Option<(u16, u16)>,
+        state: &mut State,
+    ) -> Result<(End, Clients), ContainerError> {
+        let mut end = if call("listen to the command in", command_is_gone())? {
+            Some(End::GivenUp)
+        } else {
+            self.start(size, state)?
+        };
         let end = loop {
-            let ready = call("wait in", self.wait())?;
-            if let Some(end) = self.handle(&ready, state)? {
+            if let Some(end) = end {
                 break end;
             }
+            let ready = call("wait in", self.wait())?;
+            end = self.handle(&ready, state)?;
         };
         if matches!(end, End::MountDied) {
             // Without its root filesystem it can do nothing any more.
@@ -146,10 +158,6 @@ impl<'a> Run<'a> {
         let behind = self.clients.are_behind();
         let mut watched: Vec<(Source, BorrowedFd<'_>, PollFlags)> =
             vec![(Source::Signals, self.signals.as_fd(), PollFlags::POLLIN)];
-        let stdin = io::stdin();
-        if !self.command_gone {
-            watched.push((Source::Command, stdin.as_fd(), PollFlags::POLLIN));
-        }
         if let Some((_, listener)) = &self.console {
             watched.push((Source::Console, listener.as_fd(), PollFlags::POLLIN));
         }
@@ -224,11 +232,6 @@ impl<'a> Run<'a> {
                         remove_if_there(&self.container.path("console.sock"));
                     }
                 }
-                Source::Command => {
-                    if let Some(end) = self.listen(state)? {
-                        return Ok(Some(end));
-                    }
-                }
                 Source::Signals => {
                     if let Some(end) = self.on_signals(state)? {
                         return Ok(Some(end));
@@ -279,28 +282,6 @@ impl<'a> Run<'a> {
             }
             None => drop(self.streams.outputs.remove(at)),
         }
-    }
-
-    /// What the command says: to go.
-    fn listen(&mut self, state: &mut State) -> Result<Option<End>, ContainerError> {
-        let mut buffer = [0; 256];
-        let length = call("listen to the command in", io::stdin().read(&mut buffer))?;
-        self.command.extend_from_slice(&buffer[..length]);
-        if length == 0 {
-            self.command_gone = true;
-            let waiting = matches!(self.phase, Phase::Waiting);
-            return Ok(waiting.then_some(End::GivenUp));
-        }
-        if self.command.ends_with(b"\n") && matches!(self.phase, Phase::Waiting) {
-            let line = String::from_utf8_lossy(&self.command).into_owned();
-            let mut numbers = line.split_whitespace().skip(1).map(str::parse::<u16>);
-            let size = match (numbers.next(), numbers.next()) {
-                (Some(Ok(rows)), Some(Ok(columns))) => Some((rows, columns)),
-                _ => None,
-            };
-            return self.start(size, state);
-        }
-        Ok(None)
     }
 
     fn start(
@@ -398,7 +379,6 @@ impl<'a> Run<'a> {
         if let Err(e) = tell("started") {
             log::debug!("the command is gone: {e}");
         }
-        self.command_gone = true;
         call("let the command go from", detach_stdio())?;
         self.streams.write();
         let ended = self.ended.remove(&pid);
