@@ -336,7 +336,7 @@ fn measure_stalls(options: &str, work: impl FnOnce(&Stand, &Path) + Send) {
 #[ignore = "heavy: completes a large file"]
 fn completing_a_large_file_stalls_nothing_else() {
     require!(skip::privileged());
-    let _limit = Watchdog::new("stalls", Duration::from_secs(600));
+    let _limit = Watchdog::new("stalls", Duration::from_secs(1500));
     measure_stalls("complete=1", |stand, root| {
         let file = OpenOptions::new()
             .write(true)

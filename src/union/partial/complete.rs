@@ -31,6 +31,13 @@ const FLUSH: u64 = 8 << 20;
 /// The same in the background, where the disk is to have little to do at once.
 const GENTLE_FLUSH: u64 = 1 << 20;
 
+/// So many times as long as a step in the background took, nothing is done after it. On two processors and one disk, whoever
+/// takes half of either shows in what the slowest hundredth of other operations take.
+const REST: u32 = 3;
+
+/// But no longer, where the disk itself was held up by others.
+const LONGEST_REST: Duration = Duration::from_millis(400);
+
 /// What a file's capabilities are kept in; writing takes them away.
 const CAPABILITY: &str = "security.capability";
 
@@ -47,7 +54,7 @@ pub(crate) enum Completion {
 
 /// How a completion behaves.
 pub(crate) struct Pace<'a> {
-    /// Rests as long as it works.
+    /// Leaves most of the processor and of the disk to others.
     pub(crate) gently: bool,
     /// Asked before each step.
     pub(crate) stop: &'a dyn Fn() -> bool,
@@ -89,7 +96,7 @@ impl Partial {
                 }
             }
             if pace.gently {
-                std::thread::sleep(begin.elapsed().min(Duration::from_millis(200)));
+                std::thread::sleep((begin.elapsed() * REST).min(LONGEST_REST));
             }
         }
         self.claim_filled(&mut self.state.write())?;
