@@ -17,7 +17,7 @@ use super::error::MountError;
 use super::log::Log;
 use super::options::Complete;
 use super::outside::{Outside, Scene};
-use super::state::{Record, Registration};
+use super::state::{self, Record, Registration};
 use super::{private, runtime, supervised};
 use crate::fuse::{Connection, Session};
 use crate::sys::daemon::{
@@ -124,11 +124,12 @@ fn run_daemon(request: &MountRequest, log: Option<&Path>, starter: Starter) -> u
 }
 
 /// Names a mount among the others of this machine, as far as they share a runtime directory.
-fn new_id() -> String {
+fn new_id(mountpoint: &Path) -> String {
     let nanos = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| now.as_nanos() as u64);
-    format!("{:x}-{:x}", std::process::id(), nanos)
+    let place = state::place_of(mountpoint);
+    format!("{place}-{:x}-{nanos:x}", std::process::id())
 }
 
 fn serve(
@@ -136,7 +137,7 @@ fn serve(
     log: Option<&Path>,
     starter: Option<Starter>,
 ) -> Result<(), MountError> {
-    let id = new_id();
+    let id = new_id(&request.mountpoint);
     let runtime = runtime::create();
     let dir = runtime.as_deref().ok();
     let log = Log::start(log, dir, &id, starter.is_some(), request.options.debug)?;

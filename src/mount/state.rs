@@ -1,5 +1,6 @@
 //! How other processes find a mount: one record per mount in the runtime directory, locked as long as its daemon lives.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -174,8 +175,38 @@ fn read_record(path: &Path) -> io::Result<(Record, bool)> {
     Ok((serde_json::from_reader(io::BufReader::new(file))?, alive))
 }
 
+/// How the id of a mount at this directory begins, so that it is found among many without reading all: a number that stands
+/// for the path, in hexadecimal.
+pub(super) fn place_of(mountpoint: &Path) -> String {
+    let resolved = resolve(mountpoint);
+    let path = resolved.as_deref().unwrap_or(mountpoint);
+    let bytes = path.as_os_str().as_bytes();
+    // FNV-1a. Two paths of one number are no harm.
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
 /// All records, those of dead daemons included.
 fn records() -> Vec<Found> {
+    records_named(|_| true)
+}
+
+/// Those of mounts at this directory, whose path has no symlinks.
+fn records_at(mountpoint: &Path) -> Vec<Found> {
+    let place = place_of(mountpoint);
+    let mut found = records_named(|name| {
+        let name = name.to_string_lossy();
+        // The ids of earlier versions did not tell the place: of two parts, and not of three.
+        name.starts_with(&place) || name.split('-').count() != 3
+    });
+    found.retain(|found| found.record.mountpoint == mountpoint);
+    found
+}
+
+/// Those of files with such names.
+fn records_named(wanted: impl Fn(&OsStr) -> bool) -> Vec<Found> {
     let mut found = Vec::new();
     for dir in runtime::candidates() {
         let Ok(entries) = fs::read_dir(&dir) else {
@@ -186,7 +217,9 @@ fn records() -> Vec<Found> {
         }
         for entry in entries.flatten() {
             let path = entry.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
+            if path.extension().is_none_or(|extension| extension != "json")
+                || !wanted(&entry.file_name())
+            {
                 continue;
             }
             match read_record(&path) {
@@ -309,8 +342,7 @@ pub fn find(dir: &Path) -> Result<Record, MountError> {
 }
 
 pub(super) fn living(mountpoint: &Path) -> Result<Found, MountError> {
-    let mut found = records();
-    found.retain(|found| found.record.mountpoint == mountpoint);
+    let found = records_at(mountpoint);
     match found.into_iter().max_by_key(|found| found.alive) {
         Some(found) if found.alive => Ok(found),
         Some(_) if is_mounted(mountpoint)? => Err(MountError::Dead(mountpoint.to_owned())),
@@ -383,8 +415,7 @@ pub fn begin_unmount(dir: &Path, lazy: bool) -> Result<Ending, MountError> {
     if !is_mounted(&mountpoint)? {
         return Err(MountError::NotMounted(mountpoint));
     }
-    let mut found = records();
-    found.retain(|found| found.record.mountpoint == mountpoint);
+    let mut found = records_at(&mountpoint);
     sys_unmount(&mountpoint, lazy).map_err(|e| match e.kind() {
         io::ErrorKind::ResourceBusy => MountError::Busy(mountpoint.clone()),
         _ => MountError::Path("unmounting", mountpoint.clone(), e),
@@ -479,6 +510,17 @@ mod tests {
         drop(registration);
         assert!(!path.exists());
         assert!(!read_record(&copy).unwrap().1);
+    }
+
+    #[test]
+    fn the_place_of_a_mount_is_that_of_its_path_without_symlinks() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("real")).unwrap();
+        std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
+        let real = place_of(&dir.path().join("real"));
+        assert_eq!(real, place_of(&dir.path().join("link")));
+        assert_ne!(real, place_of(&dir.path().join("other")));
+        assert_eq!(real.len(), 16);
     }
 
     #[test]
