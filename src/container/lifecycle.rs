@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use super::client::Connection;
+use super::client::{Attachment, Connection, Ended, terminal_size};
 use super::error::ContainerError;
 use super::gone::Gone;
 use super::record::{
     Container, ContainerLock, Containers, Network, Record, Settings, State, Status, boot_id, now,
 };
 use super::runtime::Runtime;
+use super::starting::start_beside;
 use super::{bundle, names, parse, users, volume};
 use crate::mount::{
     self, Background, Complete, Ending, MountError, MountOptions, MountRequest, Source,
@@ -440,17 +441,15 @@ pub struct Exec {
     pub workdir: Option<String>,
     /// Instead of the container's.
     pub user: Option<String>,
-    /// With a terminal.
-    pub terminal: bool,
 }
 
-/// Runs a program in a running container, on this process's standard streams; gives its exit code.
-pub fn exec(container: &Container, exec: &Exec, input: bool) -> Result<u8, ContainerError> {
+/// Runs a program in a running container, on this process's standard streams, as `how` says.
+pub fn exec(container: &Container, exec: &Exec, how: &Attachment) -> Result<Ended, ContainerError> {
     if container.state()?.status != Status::Running {
         return Err(not_running(container));
     }
     // As docker tells it: the container is there, and what was asked for cannot be run in it.
-    exec_in(container, exec, input).map_err(|e| match e {
+    exec_in(container, exec, how).map_err(|e| match e {
         e @ (ContainerError::Runtime { .. } | ContainerError::Usage(_)) => {
             ContainerError::NotExecutable(e.to_string())
         }
@@ -458,25 +457,31 @@ pub fn exec(container: &Container, exec: &Exec, input: bool) -> Result<u8, Conta
     })
 }
 
-fn exec_in(container: &Container, exec: &Exec, input: bool) -> Result<u8, ContainerError> {
+fn exec_in(container: &Container, exec: &Exec, how: &Attachment) -> Result<Ended, ContainerError> {
     let mut settings = container.record.settings.clone();
     settings.command.clone_from(&exec.command);
     parse::set_env(&mut settings.env, &exec.env)?;
-    settings.terminal = exec.terminal;
+    settings.terminal = how.terminal;
     if let Some(workdir) = &exec.workdir {
         settings.workdir.clone_from(workdir);
     }
     let wanted = exec.user.as_ref().unwrap_or(&settings.user);
     let user = users::find(&container.path("rootfs"), wanted)?;
-    let process = bundle::process(&settings, &user, None, &bundle::hostname(container))?;
+    let size = terminal_size().filter(|_| how.terminal);
+    let process = bundle::process(&settings, &user, size, &bundle::hostname(container))?;
     let this = std::process::id();
     let file = container.path(&format!("exec-{this}.json"));
     let log = container.path(&format!("exec-{this}.log"));
     bundle::write(&file, &process)?;
     let runtime = Runtime::find(settings.runtime.as_deref())?;
+    if how.terminal {
+        let started = start_beside(container, &runtime, &file);
+        super::runtime::remove_if_there(&file);
+        return started?.serve(how);
+    }
     let mut command = runtime.command(container, &log, &["exec", "--process"]);
     command.arg(&file).arg(&container.record.id);
-    if !input {
+    if !how.input {
         command.stdin(Stdio::null());
     }
     let status =
@@ -487,7 +492,7 @@ fn exec_in(container: &Container, exec: &Exec, input: bool) -> Result<u8, Contai
     let code = super::runtime::code_of(status?);
     match said {
         Some(said) if code != 0 => Err(runtime.refusal(Some(said))),
-        _ => Ok(code),
+        _ => Ok(Ended::Exited(code)),
     }
 }
 

@@ -6,12 +6,13 @@
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use nix::unistd::Pid;
 
 use super::client::Connection;
 use super::error::ContainerError;
-use super::monitor::monitor;
+use super::monitor;
 use super::names;
 use super::record::{Container, Containers};
 use super::runtime::Runtime;
@@ -45,28 +46,8 @@ impl Containers {
     fn monitor(&self, id: String) -> Result<Standby, ContainerError> {
         let failed = || ContainerError::io::<io::Error>("start", "the monitor");
         let root = std::path::absolute(self.root()).map_err(failed())?;
-        let (commands, to) = io::pipe().map_err(failed())?;
-        let (from, answers) = io::pipe().map_err(failed())?;
-        let (line, its_line) = UnixStream::pair().map_err(failed())?;
-        match fork_beside().map_err(failed())? {
-            Beside::Old(monitor) => Ok(Standby {
-                id,
-                monitor,
-                to,
-                from: BufReader::new(from),
-                line,
-            }),
-            Beside::New => {
-                let ready = take_stdio(&commands, &answers)
-                    .and_then(|()| close_all_but(&[its_line.as_raw_fd()]));
-                let code = match ready {
-                    Ok(()) => monitor(&root, &id, its_line),
-                    Err(_) => 1,
-                };
-                // Never back into what the command goes on with.
-                std::process::exit(i32::from(code))
-            }
-        }
+        let its_id = id.clone();
+        Standby::fork(id, move |line| monitor::monitor(&root, &its_id, line))
     }
 
     /// Starts the program of a container, by the monitor that stands by for it where there is one; `size` is its
@@ -93,13 +74,60 @@ impl Containers {
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
             said => said.map_err(ContainerError::io("speak to", "the monitor"))?,
         }
-        standby.hear(container)?;
+        standby.hear(&container.record.name)?;
         Ok(Connection::over(standby.line))
     }
 }
 
+/// Starts one program more in a running container, on a terminal; `process` is the file that the runtime is to read it
+/// from.
+pub(super) fn start_beside(
+    container: &Container,
+    runtime: &Runtime,
+    process: &Path,
+) -> Result<Connection, ContainerError> {
+    let mut started = Standby::fork(container.record.id.clone(), |line| {
+        monitor::Beside {
+            container,
+            runtime,
+            process,
+        }
+        .run(line)
+    })?;
+    started.hear(&container.record.name)?;
+    Ok(Connection::over(started.line))
+}
+
 impl Standby {
-    fn hear(&mut self, container: &Container) -> Result<(), ContainerError> {
+    /// Goes on in a process of its own, which ends with `life`.
+    fn fork(id: String, life: impl FnOnce(UnixStream) -> u8) -> Result<Standby, ContainerError> {
+        let failed = || ContainerError::io::<io::Error>("start", "the monitor");
+        let (commands, to) = io::pipe().map_err(failed())?;
+        let (from, answers) = io::pipe().map_err(failed())?;
+        let (line, its_line) = UnixStream::pair().map_err(failed())?;
+        match fork_beside().map_err(failed())? {
+            Beside::Old(monitor) => Ok(Standby {
+                id,
+                monitor,
+                to,
+                from: BufReader::new(from),
+                line,
+            }),
+            Beside::New => {
+                let ready = take_stdio(&commands, &answers)
+                    .and_then(|()| close_all_but(&[its_line.as_raw_fd()]));
+                let code = match ready {
+                    Ok(()) => life(its_line),
+                    Err(_) => 1,
+                };
+                // Never back into what the command goes on with.
+                std::process::exit(i32::from(code))
+            }
+        }
+    }
+
+    /// Waits for the word that the program was started in the container of this name.
+    fn hear(&mut self, name: &str) -> Result<(), ContainerError> {
         let mut line = String::new();
         self.from
             .read_line(&mut line)
@@ -117,7 +145,7 @@ impl Standby {
                 text: text.to_owned(),
             },
             None => ContainerError::State {
-                name: container.record.name.clone(),
+                name: name.to_owned(),
                 is: "has lost its monitor".into(),
                 hint: "",
             },

@@ -50,6 +50,28 @@ fn a_terminal_has_a_size_and_can_be_left_and_joined() {
     );
     assert_eq!(code, Some(0), "{shown}");
     assert_eq!(rig.status("tt"), "running");
+    // One shell more is left in the same way, and goes on.
+    let (code, shown) = on_terminal(
+        &rig,
+        "exec -it tt sh -c 'stty size; while [ ! -e /end ]; do sleep 0.1; done; echo gone > /told'",
+        None,
+        &[("33 99", b"\x10\x11")],
+    );
+    assert_eq!(code, Some(0), "{shown}");
+    rig.must(&["exec", "tt", "touch", "/end"]);
+    rig.until("the shell that was left has gone on", || {
+        rig.acetate(&["exec", "tt", "cat", "/told"]).text.trim() == "gone"
+    });
+    let (code, shown) = on_terminal(
+        &rig,
+        "exec -it tt sh -c 'echo at $((6*7)); exit 6'",
+        None,
+        &[],
+    );
+    assert_eq!(code, Some(6), "{shown}");
+    assert!(shown.contains("at 42"), "{shown}");
+    let (code, shown) = on_terminal(&rig, "exec -it tt no-such-program", None, &[]);
+    assert_eq!(code, Some(127), "{shown}");
     // Who joins a shell sees its prompt after the next line.
     let (code, shown) = on_terminal(
         &rig,

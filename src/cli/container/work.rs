@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::{Place, attachment, ended};
+use super::{Place, attachment, ended, keys};
 use crate::cli::image_commit::NewImageArgs;
 use crate::cli::{CliError, output};
 use crate::container::{
-    Connection, Container, ContainerError, Containers, Exec, Status, exec, paused,
+    Attachment, Connection, Container, ContainerError, Containers, Exec, Status, exec, paused,
 };
 use crate::image::{Exported, NewImage, Store, StoredImage};
 use crate::mount;
@@ -34,6 +34,9 @@ pub(in crate::cli) struct ExecArgs {
     /// As whom it runs
     #[arg(short, long, value_name = "USER[:GROUP]")]
     user: Option<String>,
+    /// What is typed to leave it running, on a terminal
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    detach_keys: String,
     /// A name or id
     container: String,
     /// The program and its arguments
@@ -59,12 +62,14 @@ impl ExecArgs {
             env: self.env,
             workdir: self.workdir,
             user: self.user,
-            terminal: self.tty,
         };
-        match exec(&container, &wanted, self.interactive || self.tty)? {
-            0 => Ok(()),
-            code => Err(CliError::Exit(code)),
-        }
+        let how = Attachment {
+            input: self.interactive || self.tty,
+            terminal: self.tty,
+            signals: !self.tty,
+            detach_keys: keys(&self.detach_keys)?,
+        };
+        ended(&container, exec(&container, &wanted, &how)?)
     }
 }
 

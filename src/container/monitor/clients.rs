@@ -28,9 +28,10 @@ struct Client {
 }
 
 /// All of them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Clients {
-    pub(super) listener: UnixListener,
+    /// `None`: no more can come.
+    listener: Option<UnixListener>,
     all: Vec<Client>,
 }
 
@@ -38,9 +39,14 @@ impl Clients {
     pub(super) fn new(listener: UnixListener) -> io::Result<Clients> {
         listener.set_nonblocking(true)?;
         Ok(Clients {
-            listener,
+            listener: Some(listener),
             all: Vec::new(),
         })
+    }
+
+    /// Where more come from.
+    pub(super) fn door(&self) -> Option<&UnixListener> {
+        self.listener.as_ref()
     }
 
     /// Takes one in that is attached from the beginning.
@@ -56,8 +62,11 @@ impl Clients {
     }
 
     pub(super) fn accept(&mut self) {
+        let Some(listener) = &self.listener else {
+            return;
+        };
         loop {
-            match self.listener.accept() {
+            match listener.accept() {
                 Ok((stream, _)) if self.all.len() < MOST => {
                     if stream.set_nonblocking(true).is_ok() {
                         self.all.push(Client::new(stream, false));

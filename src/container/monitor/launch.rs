@@ -113,7 +113,7 @@ impl Launch {
 pub(super) const LOG: &str = "runtime-start.log";
 
 /// Starts a command that has these descriptors too.
-fn spawn(
+pub(super) fn spawn(
     command: &mut std::process::Command,
     inherited: &[BorrowedFd<'_>],
 ) -> Result<std::process::Child, ContainerError> {

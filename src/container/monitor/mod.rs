@@ -14,6 +14,7 @@
 //! It has one thread, and nothing in its loop waits for anybody: a client that does not read holds the output back for
 //! a while, and is dropped then.
 
+mod beside;
 mod clients;
 mod launch;
 mod run;
@@ -36,6 +37,7 @@ use super::record::{Container, Containers, State, Status, boot_id, now};
 use super::runtime::Runtime;
 use super::{bundle, users, volume};
 use crate::mount::{self, Background, Ending};
+pub(super) use beside::Beside;
 use launch::Launch;
 use run::Run;
 
@@ -89,11 +91,11 @@ fn order() -> Result<Option<Option<(u16, u16)>>, ContainerError> {
     Ok(Some(number().zip(number())))
 }
 
-fn serve(root: &Path, id: &str, line: UnixStream) -> Result<(), ContainerError> {
+/// Makes this a process of a session of its own, with everything that the runtime leaves behind as its child.
+fn stand_alone() -> Result<(), ContainerError> {
     if let Err(e) = rustix::thread::set_name(NAME) {
         log::debug!("the process keeps its name: {e}");
     }
-    // Of a session of its own, and with everything that the runtime leaves behind as its child.
     call("detach", rustix::process::setsid().map_err(Into::into))?;
     let this = rustix::process::getpid();
     call(
@@ -102,10 +104,14 @@ fn serve(root: &Path, id: &str, line: UnixStream) -> Result<(), ContainerError> 
     )?;
     call("leave its directory for", std::env::set_current_dir("/"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    Ok(())
+}
+
+fn serve(root: &Path, id: &str, line: UnixStream) -> Result<(), ContainerError> {
+    stand_alone()?;
     let Some(size) = order()? else {
         return Ok(());
     };
-
     let container = Container::open(root.join("containers").join(id))?;
     mount::log_to(&container.path("monitor.log"))?;
     let Some(lock) = lifecycle::lock_at_last(&container, PATIENCE)? else {

@@ -148,9 +148,7 @@ impl<'a> Run<'a> {
             self.signal(Signal::SIGKILL as i32);
         }
         self.drain();
-        let clients = Clients::new(call("listen in", self.clients.listener.try_clone())?);
-        let empty = call("listen in", clients)?;
-        Ok((end, std::mem::replace(&mut self.clients, empty)))
+        Ok((end, std::mem::take(&mut self.clients)))
     }
 
     /// Waits for something to happen.
@@ -161,11 +159,9 @@ impl<'a> Run<'a> {
         if let Some((_, listener)) = &self.console {
             watched.push((Source::Console, listener.as_fd(), PollFlags::POLLIN));
         }
-        watched.push((
-            Source::Listener,
-            self.clients.listener.as_fd(),
-            PollFlags::POLLIN,
-        ));
+        if let Some(door) = self.clients.door() {
+            watched.push((Source::Listener, door.as_fd(), PollFlags::POLLIN));
+        }
         // What the runtime itself prints while it starts is in its log as well.
         if matches!(self.phase, Phase::Running(_)) && !behind {
             for (at, (_, file)) in self.streams.outputs.iter().enumerate() {
