@@ -290,6 +290,37 @@ impl Union {
         }
     }
 
+    /// Looks for the names of a file that the process before knew of and nobody asked for here: before one goes, whether it is
+    /// the last must be known. To be called without any lock.
+    pub(super) fn complete_names(&self, inode: &Inode) -> Result<()> {
+        let Some(adopted) = self.adopted.get() else {
+            return Ok(());
+        };
+        if inode.is_dir() {
+            return Ok(());
+        }
+        let _recovering = adopted.recovering.lock();
+        let known = match adopted.book.lock().files.get(&inode.ino) {
+            Some(file) if file.names.len() > 1 => file.names.clone(),
+            _ => return Ok(()),
+        };
+        for (parent, name) in &known {
+            let found = self
+                .recover_inode(adopted, *parent)
+                .and_then(|parent| self.find_inode(&parent, name));
+            match found {
+                Ok(_) => {}
+                Err(e) if is_gone(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        // Once: whatever name it gets or loses from now on is known.
+        if let Some(file) = adopted.book.lock().files.get_mut(&inode.ino) {
+            file.names.clear();
+        }
+        Ok(())
+    }
+
     /// An inode without a name.
     fn exhume(&self, ino: u64, file_type: u32, grave: &Grave) -> Result<Arc<Inode>> {
         let mut lowers = Lowers::new();

@@ -441,6 +441,7 @@ impl Union {
         if inode.is_dir() {
             return Err(Error::Errno(libc::EPERM));
         }
+        self.complete_names(&inode)?;
         self.copy_up(&parent, Copy::Meta, "new entry in it")?;
         self.copy_up(&inode, Copy::Move, Cause::new("link", caller))?;
         let upper = self.upper()?;
@@ -493,6 +494,7 @@ impl Union {
         if inode.is_dir() {
             return Err(Error::Errno(libc::EISDIR));
         }
+        self.complete_names(&inode)?;
         self.copy_up(&parent, Copy::Meta, "removal of an entry")?;
         self.copy_up_linked(&inode, "unlink of one of its names")?;
         let upper = self.upper()?;

@@ -47,6 +47,10 @@ impl Union {
             .find_inode(&parent, name)?
             .ok_or(Error::Errno(libc::ENOENT))?;
         let target = self.find_inode(&new_parent, new_name)?;
+        self.complete_names(&inode)?;
+        if let Some(target) = &target {
+            self.complete_names(target)?;
+        }
         match (mode, &target) {
             (RenameMode::NoReplace, Some(_)) => return Err(Error::Errno(libc::EEXIST)),
             (RenameMode::Exchange, None) => return Err(Error::Errno(libc::ENOENT)),
