@@ -9,11 +9,15 @@ mod common;
 #[path = "fuzz/union.rs"]
 mod union;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use acetate::image::{ImageError, probe};
 use acetate::layer::packed::{Index, seal};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use common::{Watchdog, skip};
 
@@ -143,6 +147,83 @@ fn indexes_are_read() {
         match name.as_str() {
             "tree" | "damaged" => assert_eq!(check(&sealed), Ok(())),
             _ => assert!(check(&sealed).is_err(), "{name}"),
+        }
+    }
+}
+
+#[test]
+fn marks_are_read() {
+    use acetate::layer::format::{PartialRecord, probe as format};
+    let names = [
+        "opaque",
+        "redirect",
+        "metacopy",
+        "origin",
+        "nlink",
+        "impure",
+        "acetate.partial",
+        "other",
+    ];
+    for (name, bytes) in seeds("marks") {
+        drop(PartialRecord::decode(&bytes));
+        let (first, value) = bytes.split_first().unwrap();
+        let mark = format!("trusted.overlay.{}", names[usize::from(first % 8)]);
+        let mark = format::mark(OsStr::new(&mark), value).unwrap();
+        let stat = format::override_stat(value).unwrap();
+        let hidden = format::entry_name(OsStr::from_bytes(value)).unwrap();
+        match name.as_str() {
+            "opaque" | "redirect" | "metacopy" | "nlink" => assert!(mark.is_some(), "{name}"),
+            "upwards" => assert_eq!(mark, None),
+            "override" => assert_eq!(stat.as_deref(), Some("1000:1011:4755:block-5-6")),
+            "whiteout" => assert_eq!(hidden, Some(OsStr::new("name"))),
+            "handle" => {
+                let (uuid, handle) = value.split_first_chunk::<16>().unwrap();
+                let ino = u64::from(u32::from_ne_bytes(*b"1234"));
+                assert_eq!(format::handle(uuid, handle), Some(ino));
+                assert_eq!(format::handle(&[1; 16], handle), None);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn records_are_written_as_they_are_read() {
+    use acetate::{container, mount};
+    fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(bytes: &[u8]) -> bool {
+        let Ok(read) = serde_json::from_slice::<T>(bytes) else {
+            return false;
+        };
+        let written = serde_json::to_vec(&read).unwrap();
+        assert_eq!(serde_json::from_slice::<T>(&written).unwrap(), read);
+        true
+    }
+    for (name, bytes) in seeds("records") {
+        let read = [
+            check::<mount::Record>(&bytes),
+            check::<mount::Info>(&bytes),
+            check::<container::Record>(&bytes),
+            check::<container::State>(&bytes),
+            check::<container::VolumeRecord>(&bytes),
+        ];
+        let reader = match name.as_str() {
+            "mount" | "mount-old" => 0,
+            "info" => 1,
+            "container" => 2,
+            "state" => 3,
+            "volume" => 4,
+            _ => continue,
+        };
+        assert!(read[reader], "{name}");
+    }
+}
+
+#[test]
+fn journals_are_read() {
+    for (name, bytes) in seeds("journal") {
+        let nodes = acetate::union::probe::journal(&bytes).unwrap();
+        if matches!(name.as_str(), "all" | "torn") {
+            assert_eq!(nodes, 2, "{name}");
         }
     }
 }

@@ -8,6 +8,7 @@ mod handle;
 mod marks;
 mod override_stat;
 mod partial;
+pub mod probe;
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};

@@ -84,7 +84,8 @@ impl Book {
                 let entry = self.node(node);
                 entry.ino = ino;
                 let known = entry.lookups > 0;
-                entry.lookups += i64::try_from(lookups).unwrap_or(i64::MAX);
+                let lookups = i64::try_from(lookups).unwrap_or(i64::MAX);
+                entry.lookups = entry.lookups.saturating_add(lookups);
                 let file = self.files.entry(ino).or_default();
                 if !known && !self.twins.contains(&ino) {
                     // What is there is of the file that had the number before, and the names that this one has follow.
@@ -95,7 +96,8 @@ impl Book {
                 self.listings.remove(&ino);
             }
             Record::Lookup(node) => {
-                self.node(node).lookups += 1;
+                let entry = self.node(node);
+                entry.lookups = entry.lookups.saturating_add(1);
             }
             Record::Forget(node, count) => {
                 let entry = self.node(node);

@@ -8,7 +8,8 @@
 //! - `copy_up`, `copy_data`, `cause`, `dir`, `rename`: changes of the upper; `attr`, `xattr`, `acl`, `idmap`: attributes;
 //! - `open`, `file`: open files, and whether the kernel serves them by itself; `partial`: those that are copied up by blocks;
 //! - `journal`, `book`, `adopt`: what another process has to know to go on where this one stops, and how it does;
-//! - `explain`, `report`, `stats`: what a union tells about itself; `lock`: the order of locks.
+//! - `explain`, `report`, `stats`: what a union tells about itself; `lock`: the order of locks; `probe`: what
+//!   is fuzzed.
 
 mod acl;
 mod adopt;
@@ -33,6 +34,7 @@ mod namei;
 mod open;
 pub mod params;
 mod partial;
+pub mod probe;
 mod readdir;
 mod rename;
 pub mod report;

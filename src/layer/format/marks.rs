@@ -111,6 +111,17 @@ pub(in crate::layer) fn read_marks(target: Target<'_>, names: MarkNames) -> io::
     Ok(marks)
 }
 
+/// The mark in one xattr; `None` where its name is none of a mark.
+pub(super) fn decode_one(
+    names: MarkNames,
+    name: &OsStr,
+    value: Vec<u8>,
+) -> Option<io::Result<Marks>> {
+    let kind = names.kind(name.as_bytes())?;
+    let mut marks = Marks::default();
+    Some(decode(&mut marks, kind, name, value).map(|()| marks))
+}
+
 fn decode(marks: &mut Marks, kind: Kind, name: &OsStr, value: Vec<u8>) -> io::Result<()> {
     match kind {
         Kind::Opaque => match value.as_slice() {
