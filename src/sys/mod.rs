@@ -14,6 +14,7 @@ pub mod path_fd;
 pub mod priority;
 pub mod sandbox;
 pub mod shared_log;
+pub(crate) mod sync;
 pub mod task;
 pub mod worker;
 pub mod writeback;

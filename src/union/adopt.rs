@@ -10,7 +10,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use super::Union;
@@ -25,6 +24,7 @@ use super::stack::{Resolved, ResolvedUpper};
 use super::table::{Seed, is_dynamic};
 use super::types::{Backing, HandleId, NodeId, ROOT};
 use crate::layer::{Access, Layer, LayerLookup, Node, Opaque};
+use crate::sys::sync::{Mutex, MutexGuard};
 use crate::sys::worker;
 
 /// What the process before left.

@@ -255,42 +255,46 @@ impl Union {
         if let Some(indexed) = &indexed {
             upper.index_add(&indexed.handle, staged.node())?;
         }
-        let published = self.publish_copy(upper, inode, staged, origin.is_some());
-        let node = match (published, &indexed) {
-            (Ok(node), _) => node,
-            (Err(e), Some(indexed)) => {
+        let key = indexed.as_ref().map(|indexed| indexed.handle.clone());
+        let bytes = copied.bytes;
+        let has_origin = origin.is_some();
+        let published = self.publish_copy(upper, inode, staged, has_origin, |node| {
+            let partial = partial.map(|begun| {
+                stats::add(&self.stats.copy_up_partial, 1);
+                begun.keep()
+            });
+            self.switch_data(inode, |state| {
+                state.upper = Some(Box::new(UpperPart {
+                    node,
+                    real_ino,
+                    xwhiteouts: false,
+                }));
+                state.set_partial(partial);
+                state.metacopy = metacopy;
+                state.set_redirect(location.map(OsString::into_boxed_os_str));
+                state.has_origin = has_origin;
+                state.set_indexed(indexed);
+            })
+        });
+        let retired = match (published, &key) {
+            (Ok(retired), _) => retired,
+            (Err(e), Some(key)) => {
                 // The index would give the copy to the file's other names.
-                if let Err(e) = upper.index_remove(&indexed.handle) {
+                if let Err(e) = upper.index_remove(key) {
                     log::error!("index entry of a failed copy-up stays: {e}");
                 }
                 return Err(e);
             }
             (Err(e), None) => return Err(e),
         };
-        let kind = if copied.bytes > 0 {
+        let kind = if bytes > 0 {
             &self.stats.copy_up_data
         } else {
             &self.stats.copy_up_meta
         };
         stats::add(kind, 1);
-        self.note_copied_bytes(inode, copied.bytes);
-        let part = UpperPart {
-            node,
-            real_ino,
-            xwhiteouts: false,
-        };
-        let partial = partial.map(|begun| {
-            stats::add(&self.stats.copy_up_partial, 1);
-            begun.keep()
-        });
-        Ok(self.switch_data(inode, |state| {
-            state.upper = Some(Box::new(part));
-            state.set_partial(partial);
-            state.metacopy = metacopy;
-            state.set_redirect(location.map(OsString::into_boxed_os_str));
-            state.has_origin = origin.is_some();
-            state.set_indexed(indexed);
-        }))
+        self.note_copied_bytes(inode, bytes);
+        Ok(retired)
     }
 
     /// A file of several names stays one inode by an index entry, as with the kernel's `index=on`.
@@ -396,7 +400,8 @@ impl Union {
         inode: &Arc<Inode>,
         staged: Staged,
         has_origin: bool,
-    ) -> Result<Node> {
+        switch: impl FnOnce(Node) -> Option<NodeId>,
+    ) -> Result<Option<NodeId>> {
         loop {
             let dentry = inode.state.read().dentries.first().cloned();
             let Some(dentry) = dentry else {
@@ -405,7 +410,7 @@ impl Union {
                 let node = staged.node().clone();
                 self.note_grave_as(inode, Some(&node), false)?;
                 drop(staged);
-                return Ok(node);
+                return Ok(switch(node));
             };
             let dir = dentry
                 .parent
@@ -414,6 +419,14 @@ impl Union {
                 .ok_or(Error::Errno(libc::ENOTDIR))?;
             let _ops = dir.ops.lock();
             if !inode.state.read().has_name(&dentry.parent, &dentry.name) {
+                continue;
+            }
+            if self.is_removed_locked(&dentry.parent, &dentry.name)? {
+                // Whoever looked the name up was overtaken by its removal.
+                let mut state = inode.state.write();
+                state.remove_name(&dentry.parent, &dentry.name);
+                drop(state);
+                self.note_no_name(inode, &dentry.parent, &dentry.name);
                 continue;
             }
             let parent = dentry.parent.upper().ok_or_else(|| {
@@ -439,7 +452,9 @@ impl Union {
             if let Some(listing) = dir.listing.lock().as_mut() {
                 listing.mark_upper(&dentry.name);
             }
-            return Ok(published.node);
+            // While the name is still locked: whoever removes it has to find the upper part, and keep it for those who have the
+            // file open.
+            return Ok(switch(published.node));
         }
     }
 

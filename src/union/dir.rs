@@ -91,6 +91,18 @@ impl Union {
         Ok(at)
     }
 
+    /// Whether what the lower layers have under a name was removed. Precondition: the directory's `ops` lock is held.
+    pub(crate) fn is_removed_locked(&self, parent: &Inode, name: &OsStr) -> Result<bool> {
+        if let Some(listing) = Self::dir_part(parent)?.listing.lock().as_ref() {
+            return Ok(matches!(listing.get(name), Known::Absent { .. }));
+        }
+        let (Some(part), Some(upper)) = (parent.upper(), &self.stack.upper) else {
+            return Ok(false);
+        };
+        let found = upper.lookup(&part.node, name, part.xwhiteouts)?;
+        Ok(matches!(found, LayerLookup::Whiteout))
+    }
+
     /// Owner, mode and ACLs of a new inode, as the directory and the caller say.
     fn plan_new(
         &self,

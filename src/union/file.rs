@@ -4,9 +4,8 @@ use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use parking_lot::{Mutex, RwLock};
 use rustix::fs::FallocateFlags;
 
 use super::Union;
@@ -15,6 +14,7 @@ use super::inode::Inode;
 use super::open::NodeOpen;
 use super::types::{HandleId, WriteFlags};
 use crate::layer::{Access, RealFile};
+use crate::sys::sync::{AtomicU64, Mutex, RwLock};
 
 /// An open file.
 #[derive(Debug)]

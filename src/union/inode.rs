@@ -2,9 +2,7 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-
-use parking_lot::{Mutex, RwLock};
+use std::sync::atomic::Ordering;
 
 use super::few::Few;
 use super::listing::Listing;
@@ -13,6 +11,7 @@ use super::open::NodeOpen;
 use super::partial::Partial;
 use super::types::NodeId;
 use crate::layer::{Node, OverlayHandle, SharedName};
+use crate::sys::sync::{AtomicBool, AtomicU32, AtomicU64, Mutex, RwLock};
 
 /// A real node in one lower layer.
 #[derive(Clone, Debug)]

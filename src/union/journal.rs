@@ -14,14 +14,13 @@ use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use parking_lot::{Mutex, MutexGuard};
+use std::sync::atomic::Ordering;
 
 use super::book::Book;
 use super::listing::Cookies;
 use super::types::{HandleId, NodeId};
 use crate::sys::shared_log::{SharedLog, Word};
+use crate::sys::sync::{AtomicBool, Mutex, MutexGuard};
 
 /// The form of the records: a process of another form must not read them.
 pub const FORM: u32 = 1;

@@ -11,9 +11,8 @@
 //! 4. `Open`: how one inode is open, against the decision to retire its node id.
 //! 5. `Leaf`: tables and fields; never held across a system call.
 
+use crate::sys::sync::{Mutex, MutexGuard};
 use std::time::Duration;
-
-use parking_lot::{Mutex, MutexGuard};
 
 /// The place of a lock in the order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,10 +26,12 @@ pub(crate) enum Rank {
 #[cfg(debug_assertions)]
 mod check {
     use super::Rank;
+    use crate::sys::sync::task;
     use std::cell::RefCell;
 
     thread_local! {
-        static HELD: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
+        /// By which of a model's threads.
+        static HELD: RefCell<Vec<(usize, Rank)>> = const { RefCell::new(Vec::new()) };
     }
 
     /// What a lock keeps of its rank.
@@ -41,24 +42,27 @@ mod check {
     }
 
     pub(super) fn acquire(rank: Kept) {
+        let task = task();
         HELD.with(|held| {
             let mut held = held.borrow_mut();
             // Directory locks are taken several at a time, ordered among themselves by their takers.
             let ordered = held
                 .iter()
-                .all(|&h| h < rank || (h == rank && rank == Rank::Dir));
+                .filter(|&&(holder, _)| holder == task)
+                .all(|&(_, h)| h < rank || (h == rank && rank == Rank::Dir));
             assert!(
                 ordered,
                 "lock order: {rank:?} wanted while holding {held:?}"
             );
-            held.push(rank);
+            held.push((task, rank));
         });
     }
 
     pub(super) fn release(rank: Kept) {
+        let task = task();
         HELD.with(|held| {
             let mut held = held.borrow_mut();
-            if let Some(at) = held.iter().rposition(|&h| h == rank) {
+            if let Some(at) = held.iter().rposition(|&h| h == (task, rank)) {
                 held.remove(at);
             }
         });

@@ -8,8 +8,8 @@
 //! - `copy_up`, `copy_data`, `cause`, `dir`, `rename`: changes of the upper; `attr`, `xattr`, `acl`, `idmap`: attributes;
 //! - `open`, `file`: open files, and whether the kernel serves them by itself; `partial`: those that are copied up by blocks;
 //! - `journal`, `book`, `adopt`: what another process has to know to go on where this one stops, and how it does;
-//! - `explain`, `report`, `stats`: what a union tells about itself; `lock`: the order of locks; `probe`: what
-//!   is fuzzed.
+//! - `explain`, `report`, `stats`: what a union tells about itself; `lock`: the order of locks; `models`: tests under every
+//!   order of threads; `probe`: what is fuzzed.
 
 mod acl;
 mod adopt;
@@ -30,6 +30,8 @@ mod inode;
 mod journal;
 mod listing;
 mod lock;
+#[cfg(test)]
+mod models;
 mod namei;
 mod open;
 pub mod params;
@@ -51,7 +53,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::sys::statvfs::Statvfs;
-use parking_lot::Mutex;
 
 pub use error::{Error, Result};
 pub use journal::{BROKEN, FORM, Journal, is_resent};
@@ -61,6 +62,7 @@ pub use types::*;
 
 use crate::layer::upper::Upper;
 use crate::layer::{Layer, Opaque};
+use crate::sys::sync::Mutex;
 use file::Handles;
 use inode::{Inode, State, UpperPart};
 use lock::{Rank, Ranked};

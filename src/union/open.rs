@@ -10,8 +10,6 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use parking_lot::Mutex;
-
 use super::cause::Cause;
 use super::copy_up::Copy;
 use super::error::{Error, Result};
@@ -22,6 +20,7 @@ use super::params::PassthroughLower;
 use super::types::{Backing, BackingOpener, Caller, NodeId, OpenMode, Opened};
 use super::{Union, stats};
 use crate::layer::{Access, Layer, RealFile};
+use crate::sys::sync::Mutex;
 
 /// Lower files of at most so many bytes are given to the kernel when they are opened. Copying so much takes about as long as
 /// the request to read it.

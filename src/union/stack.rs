@@ -8,13 +8,12 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
-use parking_lot::RwLock;
-
 use super::error::{Error, Result};
 use super::inode::{LowerRef, Lowers, UpperPart};
 use crate::layer::format::PartialRecord;
 use crate::layer::upper::Upper;
 use crate::layer::{Layer, LayerLookup, Marks, Node, Opaque, Stat};
+use crate::sys::sync::RwLock;
 
 /// Bits of an inode number that are the real one; the filesystem's number lies above.
 const INO_BITS: u32 = 48;

@@ -1,6 +1,7 @@
 //! Counters of the union.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sys::sync::AtomicU64;
+use std::sync::atomic::Ordering;
 
 /// Counters since the mount was made. Each is independent of the others.
 #[derive(Debug, Default)]

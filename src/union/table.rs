@@ -6,17 +6,17 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use hashbrown::HashTable;
-use parking_lot::{Mutex, RwLock};
 
 use super::error::{Error, Result};
 use super::inode::Inode;
 use super::lock::{Rank, Ranked};
 use super::open::NodeOpen;
 use super::types::NodeId;
+use crate::sys::sync::{AtomicU64, AtomicUsize, Mutex, RwLock};
 
 const SHARDS: usize = 32;
 
@@ -89,7 +89,7 @@ pub(crate) struct Table {
     /// How many. Atomic.
     seeds_len: AtomicUsize,
     shards: [Mutex<Shard>; SHARDS],
-    /// Inode number to node id, for inodes whose node id is not their inode number.
+    /// Inode number to node id, for inodes whose node id is not their inode number. A leaf lock, taken within a shard's.
     renumbered: RwLock<HashMap<u64, NodeId>>,
     renumbered_len: AtomicUsize,
     next_retired: AtomicU64,
@@ -145,8 +145,14 @@ impl Table {
         ino: u64,
         make: impl FnOnce(NodeId) -> Inode,
     ) -> (Arc<Inode>, bool) {
-        let node = self.node_of(ino);
-        let mut shard = self.shard(node).lock();
+        let (node, mut shard) = loop {
+            let node = self.node_of(ino);
+            let shard = self.shard(node).lock();
+            // Its last node may have been forgotten, or a new one given to it, before the shard was locked.
+            if self.node_of(ino) == node {
+                break (node, shard);
+            }
+        };
         if let Some(inode) = shard.find(node) {
             return (inode, false);
         }
@@ -299,7 +305,7 @@ impl Table {
         if Arc::strong_count(&inode) == 2 {
             shard.others.remove(&node);
             shard.shrink();
-            drop(shard);
+            // Before anybody can make an inode of this node again.
             if node != inode.ino && inode.current_node() == node {
                 self.unalias(inode.ino, node);
             }

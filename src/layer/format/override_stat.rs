@@ -146,11 +146,12 @@ fn parse_kind(text: &str) -> Option<(u32, u64)> {
         _ => return None,
     };
     let rdev = match device {
-        None => 0,
-        Some(device) => {
+        Some(device) if matches!(kind, libc::S_IFBLK | libc::S_IFCHR) => {
             let (major, minor) = device.split_once(['-', ':'])?;
             libc::makedev(major.parse().ok()?, minor.parse().ok()?)
         }
+        // Nothing else is a device, whatever stands behind it.
+        _ => 0,
     };
     Some((kind, rdev))
 }

@@ -12,6 +12,7 @@ use rustix::fs::{FallocateFlags, Timespec, Timestamps};
 use super::super::error::{Error, Result};
 use super::file::{Partial, State};
 use crate::layer::format::BlockMap;
+use crate::sys::sync::sleep;
 use crate::sys::writeback;
 use crate::sys::xattr::{self, Target};
 
@@ -96,7 +97,7 @@ impl Partial {
                 }
             }
             if pace.gently {
-                std::thread::sleep((begin.elapsed() * REST).min(LONGEST_REST));
+                sleep((begin.elapsed() * REST).min(LONGEST_REST));
             }
         }
         self.claim_filled(&mut self.state.write())?;
@@ -148,7 +149,7 @@ impl Partial {
             if pace.gently || (pace.stop)() {
                 break;
             }
-            std::thread::sleep(Duration::from_millis(50));
+            sleep(Duration::from_millis(50));
         }
         Err(Error::Errno(libc::ENOSPC))
     }

@@ -13,11 +13,10 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
-use parking_lot::{Mutex, RwLock};
 use rustix::fs::FallocateFlags;
 
 use super::super::error::{Error, Result};
@@ -25,6 +24,7 @@ use super::Registry;
 use crate::layer::RealFile;
 use crate::layer::format::{BlockMap, PartialRecord};
 use crate::layer::upper::Upper;
+use crate::sys::sync::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Mutex, RwLock};
 
 /// How large a mark may grow before gaps are filled: ext4 keeps all xattrs of a file in one block of 4 KiB, and programs want to set
 /// some as well.

@@ -22,8 +22,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 pub(crate) use complete::{Completion, Pace};
 pub(crate) use file::Partial;
 
@@ -36,6 +34,7 @@ use super::{Union, stats};
 use crate::layer::format::PartialRecord;
 use crate::layer::upper::{Mark, NOWHERE, Staged, Upper};
 use crate::layer::{EntryKind, Layer, RealFile, Stat};
+use crate::sys::sync::Mutex;
 
 /// The smallest block. The largest files have larger ones, so that block numbers stay small.
 const BLOCK_SHIFT: u8 = 12;
