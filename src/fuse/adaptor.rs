@@ -70,7 +70,7 @@ impl Adaptor {
 
     /// Whether a change of this node may have to copy a file's data first.
     fn may_copy(&self, node: INodeNo) -> bool {
-        self.shared.union.may_copy_data(node.0)
+        self.shared.ask(|union| union.may_copy_data(node.0))
     }
 }
 
@@ -325,7 +325,7 @@ impl Filesystem for Adaptor {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let long = self.shared.union.may_wait(handle.0);
+        let long = self.shared.ask(|union| union.may_wait(handle.0));
         self.serve_long(Op::Read, long, move |union| {
             BUFFER.with_borrow_mut(|buffer| {
                 let size = size as usize;
@@ -362,7 +362,7 @@ impl Filesystem for Adaptor {
             Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
             Err(e) => reply.error(errno(&e)),
         };
-        if self.shared.union.may_wait(handle.0) {
+        if self.shared.ask(|union| union.may_wait(handle.0)) {
             let data = data.to_vec();
             return self.serve_long(Op::Write, true, move |union| {
                 answer(reply, union.write(handle.0, offset, &data, how));

@@ -91,6 +91,11 @@ impl Shared {
         }
     }
 
+    /// Asks something on whose answer no data hangs. A panic, which was logged, means no: the thread must not end of it.
+    pub(super) fn ask(&self, question: impl FnOnce(&Union) -> bool) -> bool {
+        catch_unwind(AssertUnwindSafe(|| question(&self.union))).unwrap_or(false)
+    }
+
     /// As `serve`; but the last thread that is free hands work that may take long to a thread of its own. Otherwise a
     /// few copies of large files, or programs that wait for one of them, would stop the whole mount.
     pub(super) fn serve_long(

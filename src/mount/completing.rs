@@ -1,5 +1,6 @@
 //! The thread that completes, at idle priority, the files that were copied up by blocks, and what is left of that at the end.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -56,9 +57,13 @@ impl Completing {
                 };
                 while stopped.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
                     let Some(union) = union.upgrade() else { return };
-                    if let Err(e) = union.tend_partial(quiet, &asked) {
+                    let tend = AssertUnwindSafe(|| union.tend_partial(quiet, &asked));
+                    match catch_unwind(tend) {
+                        Ok(Ok(())) => {}
                         // Each file's own was logged where it happened.
-                        log::debug!("completing: {e}");
+                        Ok(Err(e)) => log::debug!("completing: {e}"),
+                        // What it panicked at was logged too. One file must not keep all others from being completed.
+                        Err(_) => log::error!("the thread that completes files goes on"),
                     }
                 }
             });

@@ -1,0 +1,13 @@
+//! What happens at the limits: a full disk, and a program that is wrong.
+//!
+//! `ACETATE_LONG=1`: more of each.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "faults/changes.rs"]
+mod changes;
+mod common;
+#[path = "limits/full.rs"]
+mod full;
+#[path = "limits/panics.rs"]
+mod panics;
