@@ -15,6 +15,8 @@ mod lifecycle;
 mod many;
 #[path = "container/rig.rs"]
 mod rig;
+#[path = "container/rootless.rs"]
+mod rootless;
 #[path = "container/story.rs"]
 mod story;
 #[path = "container/terminal.rs"]

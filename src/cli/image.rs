@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use super::container::go_where_containers_are;
 use super::image_commit::{CommitArgs, ExportArgs, ImportArgs};
 use super::image_inspect::InspectArgs;
 use super::image_show::{HistoryArgs, ListArgs};
@@ -47,7 +48,12 @@ enum ImageCommand {
 
 impl ImageArgs {
     pub(super) fn run(self, root: Option<PathBuf>) -> Result<(), CliError> {
-        let store = Store::open(&store_root(root.clone()))?;
+        let root_of_store = store_root(root.clone());
+        if matches!(self.command, ImageCommand::Rm(_) | ImageCommand::Prune(_)) {
+            // What was made of a plain user's container has files of other ids.
+            go_where_containers_are(&root_of_store);
+        }
+        let store = Store::open(&root_of_store)?;
         match self.command {
             #[cfg(feature = "registry")]
             ImageCommand::Pull(arguments) => arguments.run(root),

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::error::ContainerError;
 use super::record::{Container, Network, Settings};
 use super::users::User;
+use crate::sys::mount::in_initial_user_namespace;
 
 /// Docker's default capabilities.
 const CAPABILITIES: &[&str] = &[
@@ -233,6 +234,16 @@ fn mounts(container: &Container) -> Vec<Value> {
             &["nosuid", "noexec", "nodev", "relatime", "ro"],
         ),
     ];
+    // Of a network that is another's, a user namespace gets no sysfs: that of the host has the cgroups in it.
+    if settings.network == Network::Host && !in_initial_user_namespace() {
+        all.retain(|mount| {
+            !["/sys", "/sys/fs/cgroup"]
+                .map(Some)
+                .contains(&mount["destination"].as_str())
+        });
+        let options = ["rbind", "rslave", "nosuid", "noexec", "nodev", "ro"];
+        all.push(mount("/sys", "bind", "/sys", &options));
+    }
     // One below another comes after it.
     let mut asked: Vec<(&str, Value)> = Vec::new();
     for volume in &settings.volumes {
@@ -296,7 +307,7 @@ pub(super) fn write_config(
     }
     let hostname = hostname(container);
     let process = process(settings, user, size, &hostname)?;
-    let spec = json!({
+    let mut spec = json!({
         "ociVersion": "1.0.2",
         "process": process,
         "root": {"path": container.path("rootfs"), "readonly": settings.read_only},
@@ -311,6 +322,12 @@ pub(super) fn write_config(
             "readonlyPaths": READ_ONLY,
         },
     });
+    if !in_initial_user_namespace() {
+        // Nobody has given those to it.
+        for key in ["cgroupsPath", "resources"] {
+            spec["linux"].as_object_mut().map(|linux| linux.remove(key));
+        }
+    }
     let spec: Spec = serde_json::from_value(spec).map_err(unexpected)?;
     let bytes = serde_json::to_vec(&spec).map_err(unexpected)?;
     // By rename: what is there may lead to a pipe.

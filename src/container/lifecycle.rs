@@ -22,6 +22,7 @@ use crate::mount::{
     self, Background, Complete, Ending, MountError, MountOptions, MountRequest, Source,
 };
 use crate::sys::daemon::{Forked, detach_stdio, fork_daemon, outlive_starter};
+use crate::sys::mount::in_initial_user_namespace;
 use crate::union::{Change, ChangeKind};
 
 /// How long a mount may stay busy after the last process of its container.
@@ -171,20 +172,9 @@ pub struct NewContainer {
     pub settings: Settings,
 }
 
-/// Whether this process may make and run containers.
-pub fn may_run() -> Result<(), ContainerError> {
-    if rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    Err(ContainerError::Usage(
-        "containers are run by root here: without root use podman, with acetate as its mount program".into(),
-    ))
-}
-
 impl Containers {
     /// Makes a container.
     pub fn make(&self, new: NewContainer) -> Result<Container, ContainerError> {
-        may_run()?;
         drop(self.leftovers()?);
         let random = |e| ContainerError::io("read", "/dev/urandom")(e);
         let id = match new.id {
@@ -496,11 +486,15 @@ fn exec_in(container: &Container, exec: &Exec, how: &Attachment) -> Result<Ended
     }
 }
 
-/// Does `work` while no process of a running container runs.
+/// Does `work` while no process of a running container runs; where there are no cgroups to stop them by, as in a user
+/// namespace, while they go on.
 pub fn paused<T, E: From<ContainerError>>(
     container: &Container,
     work: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, E> {
+    if !in_initial_user_namespace() {
+        return work();
+    }
     let runtime = Runtime::find(container.record.settings.runtime.as_deref())?;
     runtime.call(container, &["pause"])?;
     let done = work();

@@ -8,6 +8,7 @@
 //! - `protocol`, `client`: what is said to it, and by whom;
 //! - `volume`, `fill`: directories that outlive containers, and what they begin with;
 //! - `parse`, `mounts`: settings, as users and images write them;
+//! - `rootless`: the namespaces of a plain user;
 //! - `bundle`, `users`, `runtime`: what the runtime is given, and how it is called;
 //! - `logs`: the output that is kept.
 //!
@@ -27,6 +28,7 @@ mod names;
 pub mod parse;
 mod protocol;
 mod record;
+mod rootless;
 mod runtime;
 mod starting;
 mod users;
@@ -36,7 +38,7 @@ pub use client::{Attachment, Connection, Ended, parse_keys, terminal_size};
 pub use error::ContainerError;
 pub use gone::Gone;
 pub use lifecycle::{
-    Exec, NewContainer, discard_in_background, exec, kill, may_run, network, paused, stop, wait,
+    Exec, NewContainer, discard_in_background, exec, kill, network, paused, stop, wait,
 };
 pub use logs::{Entry, LogReader, Stream, parse as parse_log};
 pub use names::is_valid as is_valid_name;
@@ -44,5 +46,6 @@ pub use record::{
     Container, Containers, LogLimit, Network, Record, Settings, State, Status, Tmpfs, Ulimit,
     Volume,
 };
+pub use rootless::enter;
 pub use starting::Standby;
 pub use volume::{StoredVolume, VolumeRecord};

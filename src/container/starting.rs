@@ -15,6 +15,7 @@ use super::error::ContainerError;
 use super::monitor;
 use super::names;
 use super::record::{Container, Containers};
+use super::rootless::enter;
 use super::runtime::Runtime;
 use crate::sys::daemon::{Beside, close_all_but, fork_beside, take_stdio};
 
@@ -59,6 +60,7 @@ impl Containers {
         standby: Option<Standby>,
         size: Option<(u16, u16)>,
     ) -> Result<Connection, ContainerError> {
+        enter()?;
         // Known at once, and not only after a mount.
         Runtime::find(container.record.settings.runtime.as_deref())?;
         let mut standby = match standby {

@@ -40,5 +40,5 @@ pub use log::log_to;
 pub use options::{Complete, LayerIndex, MountOptions, Partial};
 pub use private::sweep;
 pub use remount::remount;
-pub use runtime::store_root;
+pub use runtime::{create as runtime_dir, store_root};
 pub use state::{Ending, MountState, Record, begin_unmount, find, list, unmount};

@@ -61,8 +61,8 @@ fn outside(uid: u32) -> u32 {
         .unwrap_or(uid)
 }
 
-/// The first candidate that is ours, created where it is missing.
-pub(super) fn create() -> io::Result<PathBuf> {
+/// Where records of what runs lie: the first candidate that is this user's, created where it is missing.
+pub fn create() -> io::Result<PathBuf> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for dir in candidates() {
         match fs::DirBuilder::new().mode(0o700).create(&dir) {

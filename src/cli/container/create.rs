@@ -12,7 +12,7 @@ use crate::cli::{CliError, output};
 use crate::cli::{pull, registry::ReachArgs};
 use crate::container::mounts::{self, Mounted};
 use crate::container::{
-    Container, ContainerError, NewContainer, Settings, Standby, is_valid_name, may_run, network,
+    Container, ContainerError, NewContainer, Settings, Standby, enter, is_valid_name, network,
     parse,
 };
 use crate::image::StoredImage;
@@ -141,7 +141,7 @@ pub(in crate::cli) struct RunArgs {
 
 impl CreateArgs {
     pub(super) fn run(self, place: &Place) -> Result<(), CliError> {
-        may_run()?;
+        enter()?;
         let container = self.options.create(place, None)?;
         Ok(output::line(&container.record.id)?)
     }
@@ -150,7 +150,7 @@ impl CreateArgs {
 impl RunArgs {
     pub(super) fn run(self, place: &Place) -> Result<(), CliError> {
         let (detach, keys) = (self.detach, self.detach_keys);
-        may_run()?;
+        enter()?;
         let standby = place.containers.stand_by()?;
         let container = self.options.create(place, Some(standby.id().to_owned()))?;
         let result = run_made(place, &container, detach, &keys, standby);

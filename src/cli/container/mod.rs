@@ -18,8 +18,8 @@ use clap::{Args, Subcommand};
 
 use super::CliError;
 use crate::container::{
-    Attachment, Container, ContainerError, Containers, Ended, Standby, is_valid_name, parse_keys,
-    terminal_size,
+    Attachment, Container, ContainerError, Containers, Ended, Standby, enter, is_valid_name,
+    parse_keys, terminal_size,
 };
 use crate::image::{NewImage, Store, StoredImage};
 use crate::mount::store_root;
@@ -74,10 +74,21 @@ impl Place {
         // As the user writes it, so that it is the same path in a monitor, which runs elsewhere.
         let root = store_root(root);
         let root = std::path::absolute(&root).unwrap_or(root);
+        go_where_containers_are(&root);
         Ok(Place {
             store: Store::open(&root)?,
             containers: Containers::new(&root),
         })
+    }
+}
+
+/// A plain user's containers live in namespaces of their own. Best effort: where these cannot be had, commands that only
+/// look work nevertheless, and others tell.
+pub(super) fn go_where_containers_are(root: &Path) {
+    if root.join("containers").exists()
+        && let Err(e) = enter()
+    {
+        log::debug!("{e}");
     }
 }
 
@@ -146,6 +157,7 @@ pub(super) fn commit(
     new: NewImage,
     pause: bool,
 ) -> Result<StoredImage, CliError> {
+    go_where_containers_are(store.root());
     let containers = Containers::new(store.root());
     let container = containers.find(&name.to_string_lossy())?;
     work::commit(&containers, store, &container, new, pause)
@@ -157,6 +169,7 @@ pub(super) fn with_rootfs<T>(
     store: &Store,
     work: impl FnOnce(&Path) -> Result<T, CliError>,
 ) -> Result<T, CliError> {
+    go_where_containers_are(store.root());
     let containers = Containers::new(store.root());
     let container = containers.find(&name.to_string_lossy())?;
     containers.with_rootfs(&container, work)
