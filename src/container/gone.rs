@@ -53,25 +53,30 @@ fn hold(dir: &Path) -> io::Result<Option<File>> {
 }
 
 impl Containers {
-    /// Takes a container out of sight; `volumes`: its volumes without a name are to go with it. The caller holds the container's lock, and nothing is mounted there.
+    /// Takes a container out of sight; `volumes`: its volumes without a name go with it, and are gone when this returns. The
+    /// caller holds the container's lock, and nothing is mounted there.
     pub(super) fn set_aside(
         &self,
         container: &Container,
         volumes: bool,
     ) -> Result<Gone, ContainerError> {
-        let _lock = self.lock()?;
+        let lock = self.lock()?;
         let failed = || ContainerError::io::<io::Error>("remove", &container.dir);
         let held = hold(&container.dir)
             .map_err(failed())?
             .ok_or_else(|| ContainerError::NoSuchContainer(container.record.name.clone()))?;
         let dir = self.dir().join(format!("{}{GONE}", container.record.id));
         fs::rename(&container.dir, &dir).map_err(failed())?;
-        Ok(Gone {
+        drop(lock);
+        let gone = Gone {
             dir,
             containers: self.clone(),
             volumes: volumes || container.record.settings.remove,
             _held: held,
-        })
+        };
+        // Whoever lists volumes next is not to see them.
+        gone.forget_volumes(container);
+        Ok(gone)
     }
 
     /// What processes left that died while they removed containers.
@@ -95,17 +100,21 @@ impl Containers {
 }
 
 impl Gone {
-    /// The runtime keeps cgroups as long as it knows the container, and volumes are in the way of nobody.
+    /// The runtime keeps cgroups as long as it knows the container.
     fn forget(&self) -> Result<(), ContainerError> {
         let container = Container::open(self.dir.clone())?;
-        if self.volumes || container.record.settings.remove {
-            self.containers.remove_anonymous(&container);
-        }
+        self.forget_volumes(&container);
         if is_known_to_runtime(&container) {
             Runtime::find(container.record.settings.runtime.as_deref())?
                 .call(&container, &["delete", "--force"])?;
         }
         Ok(())
+    }
+
+    fn forget_volumes(&self, container: &Container) {
+        if self.volumes || container.record.settings.remove {
+            self.containers.remove_anonymous(container);
+        }
     }
 
     /// Where the store's next command, whichever it is, sweeps what nobody holds.
