@@ -239,7 +239,7 @@ fn compose_within(
         params.data_layers = lowers.len() - merged;
         let union = Arc::new(Union::new(layers, upper.clone(), params)?);
         // Whoever sees the mount may unmount what the layers lie on.
-        let sandbox = (options.sandbox && !options.supervise).then(|| sandboxed(&lowers, &uppers));
+        let sandbox = options.sandbox.then(|| sandboxed(&lowers, &uppers));
         let sandbox = sandbox.transpose()?;
         let (device, access) = connect(request, &mountpoint, device, &sources.name)?;
         Ok((device, access, settings, union, upper, sandbox))

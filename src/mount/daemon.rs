@@ -204,12 +204,9 @@ fn run(
         private: mounted.private.as_ref().map(|p| p.dir().to_owned()),
         detached: starter.is_some(),
     };
-    let outside = if mounted.sandbox.is_some() {
-        Outside::beside(scene).map_err(|e| MountError::Io("the process outside of the sandbox", e))
-    } else {
-        Ok(Outside::Here(scene))
-    };
-    let outside = match outside {
+    let outside = Outside::beside(scene);
+    let outside = match outside.map_err(|e| MountError::Io("the process outside of the sandbox", e))
+    {
         Ok(outside) => Arc::new(outside),
         Err(e) => {
             give_up(sys_mount::unmount(&mounted.mountpoint, true));

@@ -77,7 +77,7 @@ pub struct MountOptions {
     pub writeback: Option<bool>,
     /// `passthrough`.
     pub passthrough: Option<bool>,
-    /// `supervise`: the mount outlives its daemon. It is not served in the sandbox then.
+    /// `supervise`: the mount outlives its daemon.
     pub supervise: bool,
     /// `passthrough_lower`.
     pub passthrough_lower: Option<PassthroughLower>,

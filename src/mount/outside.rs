@@ -2,22 +2,29 @@
 //! taken away at the end. All of it is settled before the first request; of the process that serves come one-byte orders
 //! to do it now, and no path.
 //!
-//! Where there is no sandbox the same is done right here. Else another process does it, which was forked from the one that
-//! serves, holds nothing of the mount open, and ends with it.
+//! Another process does it, also where there is no sandbox: it was forked from the one that serves, holds nothing of the mount
+//! open, and ends with it. So nobody who serves a mount ever waits for that very mount, and could not be ended then.
+//!
+//! Several processes may serve a mount one after the other (see `supervise`), and give their orders by the same socket. One that
+//! died left an answer there that the next one did not ask for: each order has a number, which comes back with its answer.
 
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use nix::unistd::Pid;
 use parking_lot::Mutex;
 use rustix::io::retry_on_intr;
+use rustix::net::sockopt::set_socket_passcred;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, recv, send, shutdown,
-    socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, Shutdown,
+    SocketFlags, SocketType, recv, recvmsg, send, shutdown, socketpair,
 };
 use rustix::process::{WaitOptions, waitpid};
+use rustix::thread::set_name;
 
 use super::log::Log;
 use super::{control, private, runtime, state};
@@ -25,12 +32,16 @@ use crate::sys::daemon::{Beside, close_all_but, detach_stdio, fork_beside};
 use crate::sys::elsewhere;
 use crate::sys::memory;
 use crate::sys::mount as sys_mount;
+use crate::sys::worker;
 
 /// The kernel reads ahead as far as on a disk that is striped; FUSE's own limit is 128 KiB.
 const READ_AHEAD_KIB: u32 = 1024;
 
 /// Longer than any text of an error that is passed on.
 const LONGEST: usize = 4096;
+
+/// What an order and its answer begin with: see [`number_of`].
+const NUMBER: usize = 8;
 
 /// All that it takes. Immutable.
 #[derive(Debug)]
@@ -60,10 +71,14 @@ enum Order {
     Discard,
     Rest,
     Finish,
+    /// The one who gives it is the daemon from now on.
+    Alone,
+    /// The mount answers: to be told the supervisor.
+    Ready,
 }
 
 impl Order {
-    const ALL: [Order; 9] = [
+    const ALL: [Order; 11] = [
         Order::Touch,
         Order::Unmount,
         Order::Detach,
@@ -73,6 +88,8 @@ impl Order {
         Order::Discard,
         Order::Rest,
         Order::Finish,
+        Order::Alone,
+        Order::Ready,
     ];
 
     fn from_byte(byte: u8) -> Option<Order> {
@@ -81,7 +98,8 @@ impl Order {
 }
 
 impl Scene {
-    fn follow(&self, order: Order) -> io::Result<()> {
+    /// `from`: the process that gave the order.
+    fn follow(&self, order: Order, from: Option<u32>) -> io::Result<()> {
         match order {
             Order::Touch => self.touch()?,
             Order::Unmount => sys_mount::unmount(&self.mountpoint, false)?,
@@ -92,6 +110,8 @@ impl Scene {
             Order::Rest => rest()?,
             Order::Discard => self.private.iter().for_each(|dir| private::discard(dir)),
             Order::Finish => self.finish(),
+            Order::Alone => self.now_served_by(from)?,
+            Order::Ready => worker::say_ready()?,
         }
         Ok(())
     }
@@ -104,6 +124,13 @@ impl Scene {
             log::debug!("the readahead stays as it is: {e}");
         }
         Ok(())
+    }
+
+    fn now_served_by(&self, from: Option<u32>) -> io::Result<()> {
+        let (Some(dir), Some(from)) = (&self.runtime, from) else {
+            return Ok(());
+        };
+        state::set_daemon(dir, &self.id, from)
     }
 
     /// The record goes last: who waits for the mount to be gone waits for that.
@@ -124,20 +151,13 @@ fn rest() -> io::Result<()> {
     memory::Code::find()?.let_go()
 }
 
-/// Where it is done.
-#[derive(Debug)]
-pub(super) enum Outside {
-    /// In this process.
-    Here(Scene),
-    /// In another.
-    Beside(Other),
-}
-
 /// The process outside.
 #[derive(Debug)]
-pub(super) struct Other {
+pub(super) struct Outside {
     /// Held from an order until its answer.
     socket: Mutex<OwnedFd>,
+    /// Of the last order. Atomic.
+    orders: AtomicU32,
     /// Immutable.
     process: Pid,
 }
@@ -165,10 +185,11 @@ impl Outside {
                     return Err(io::Error::other("the process outside does not start"));
                 }
                 elsewhere::ask_at(questions);
-                Ok(Outside::Beside(Other {
+                Ok(Outside {
                     socket: Mutex::new(orders),
+                    orders: AtomicU32::new(0),
                     process,
-                }))
+                })
             }
             Beside::New => {
                 let code = match attend(&scene, &their_orders, their_questions) {
@@ -186,17 +207,7 @@ impl Outside {
 
     /// The number of the process outside, which is in the mount namespace in which the mount was made.
     pub(super) fn process(&self) -> Option<u32> {
-        match self {
-            Outside::Here(_) => None,
-            Outside::Beside(other) => u32::try_from(other.process.as_raw()).ok(),
-        }
-    }
-
-    fn order(&self, order: Order) -> io::Result<()> {
-        match self {
-            Outside::Here(scene) => scene.follow(order),
-            Outside::Beside(other) => other.order(order),
-        }
+        u32::try_from(self.process.as_raw()).ok()
     }
 
     /// Waits until the mount answers.
@@ -221,9 +232,7 @@ impl Outside {
     /// Takes away old logs of other mounts. Best effort.
     pub(super) fn sweep_logs(&self) {
         self.attempt(Order::SweepLogs);
-        if let Outside::Beside(_) = self {
-            self.attempt(Order::Rest);
-        }
+        self.attempt(Order::Rest);
     }
 
     /// Throws the private upper away. Best effort: the next command sweeps what is left.
@@ -235,16 +244,24 @@ impl Outside {
     /// is swept by the next command.
     pub(super) fn finish(&self) {
         self.attempt(Order::Finish);
-        if let Outside::Beside(other) = self {
-            if let Err(e) = shutdown(&*other.socket.lock(), Shutdown::Both) {
-                log::debug!("the process outside: {e}");
-            }
-            // Nobody else would take its remains away where there is no init.
-            let pid = rustix::process::Pid::from_raw(other.process.as_raw());
-            if let Err(e) = retry_on_intr(|| waitpid(pid, WaitOptions::empty())) {
-                log::debug!("the process outside: {e}");
-            }
+        if let Err(e) = shutdown(&*self.socket.lock(), Shutdown::Both) {
+            log::debug!("the process outside: {e}");
         }
+        // Nobody else would take its remains away where there is no init.
+        let pid = rustix::process::Pid::from_raw(self.process.as_raw());
+        if let Err(e) = retry_on_intr(|| waitpid(pid, WaitOptions::empty())) {
+            log::debug!("the process outside: {e}");
+        }
+    }
+
+    /// This process is the daemon from now on, which the record says of its supervisor. Best effort.
+    pub(super) fn serve_alone(&self) {
+        self.attempt(Order::Alone);
+    }
+
+    /// Tells the supervisor, which this process may send no signal, that the mount answers.
+    pub(super) fn say_ready(&self) -> io::Result<()> {
+        self.order(Order::Ready)
     }
 
     fn attempt(&self, order: Order) {
@@ -254,22 +271,60 @@ impl Outside {
     }
 }
 
-impl Other {
+/// Names an order among those that were given by the same socket, also by processes that have died.
+fn number_of(process: u32, order: u32) -> [u8; NUMBER] {
+    (u64::from(process) << 32 | u64::from(order)).to_ne_bytes()
+}
+
+impl Outside {
     fn order(&self, order: Order) -> io::Result<()> {
         let socket = self.socket.lock();
-        retry_on_intr(|| send(&*socket, &[order as u8], SendFlags::NOSIGNAL))?;
-        let mut answer = [0; LONGEST];
-        let (got, _) = retry_on_intr(|| recv(&*socket, &mut answer, RecvFlags::empty()))?;
-        drop(socket);
-        let Some((error, text)) = answer[..got].split_first_chunk() else {
-            return Err(io::Error::other("the process outside has ended"));
-        };
-        match (i32::from_ne_bytes(*error), text) {
-            (0, []) => Ok(()),
-            (0, text) => Err(io::Error::other(String::from_utf8_lossy(text).into_owned())),
-            (error, _) => Err(io::Error::from_raw_os_error(error)),
+        let count = self.orders.fetch_add(1, Ordering::Relaxed);
+        let number = number_of(std::process::id(), count);
+        let mut message = number.to_vec();
+        message.push(order as u8);
+        retry_on_intr(|| send(&*socket, &message, SendFlags::NOSIGNAL))?;
+        loop {
+            let mut answer = [0; NUMBER + LONGEST];
+            let (got, _) = retry_on_intr(|| recv(&*socket, &mut answer, RecvFlags::empty()))?;
+            let ended = || io::Error::other("the process outside has ended");
+            let (to, answer) = answer[..got].split_at_checked(NUMBER).ok_or_else(ended)?;
+            if to != number {
+                // What a process before asked for, and did not live to hear.
+                continue;
+            }
+            let (error, text) = answer.split_first_chunk().ok_or_else(ended)?;
+            return match (i32::from_ne_bytes(*error), text) {
+                (0, []) => Ok(()),
+                (0, text) => Err(io::Error::other(String::from_utf8_lossy(text).into_owned())),
+                (error, _) => Err(io::Error::from_raw_os_error(error)),
+            };
         }
     }
+}
+
+/// An order, or what else came, with the process that sent it; nothing when there is nobody any more.
+fn next_order(orders: &OwnedFd) -> io::Result<Option<(Vec<u8>, Option<u32>)>> {
+    // Room for one byte more, so that what is no order is not taken for one.
+    let mut message = [0; NUMBER + 2];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let got = retry_on_intr(|| {
+        recvmsg(
+            orders,
+            &mut [IoSliceMut::new(&mut message)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+    })?
+    .bytes;
+    let from = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmCredentials(sender) => {
+            u32::try_from(sender.pid.as_raw_nonzero().get()).ok()
+        }
+        _ => None,
+    });
+    Ok((got > 0).then(|| (message[..got].to_vec(), from)))
 }
 
 /// The life of the process outside: it ends when the other one has.
@@ -288,22 +343,31 @@ fn attend(scene: &Scene, orders: &OwnedFd, questions: OwnedFd) -> io::Result<()>
                 log::debug!("questions: {e}");
             }
         })?;
+    // Who looks at the processes of a mount has to tell this one from the one that serves it.
+    set_name(c"acetate-outside")?;
+    // Of whichever process it is that serves the mount at the time.
+    set_socket_passcred(orders, true)?;
     retry_on_intr(|| send(orders, &[0], SendFlags::NOSIGNAL))?;
-    loop {
-        // Room for one byte more, so that what is no order is not taken for one.
-        let mut order = [0; 2];
-        let (got, _) = retry_on_intr(|| recv(orders, &mut order, RecvFlags::empty()))?;
-        let answer = match (got, Order::from_byte(order[0])) {
-            (0, _) => return Ok(()),
-            (1, Some(order)) => encode(scene.follow(order)),
-            _ => encode(Err(io::ErrorKind::InvalidInput.into())),
+    while let Some((message, from)) = next_order(orders)? {
+        let Some((number, order)) = message.split_at_checked(NUMBER) else {
+            continue;
         };
+        let done = match order {
+            [order] => Order::from_byte(*order),
+            _ => None,
+        };
+        let done = match done {
+            Some(order) => scene.follow(order, from),
+            None => Err(io::ErrorKind::InvalidInput.into()),
+        };
+        let answer = [number, &encode(done)].concat();
         match retry_on_intr(|| send(orders, &answer, SendFlags::NOSIGNAL)) {
             Ok(_) => {}
             Err(rustix::io::Errno::PIPE) => return Ok(()),
             Err(e) => return Err(e.into()),
         }
     }
+    Ok(())
 }
 
 /// The number of an error, or 0 and its text where it has none.
@@ -329,7 +393,7 @@ mod tests {
             assert_eq!(Order::from_byte(order as u8), Some(order));
         }
         assert_eq!(Order::from_byte(0), None);
-        assert_eq!(Order::from_byte(10), None);
+        assert_eq!(Order::from_byte(12), None);
         assert_eq!(encode(Ok(())), [0; 4]);
         let text = encode(Err(io::Error::other("busy")));
         assert_eq!(&text[4..], b"busy");

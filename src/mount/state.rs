@@ -128,6 +128,14 @@ impl Registration {
     }
 }
 
+/// Another process is the daemon of a mount from now on. The record stays locked as long as this process lives.
+pub(super) fn set_daemon(dir: &Path, id: &str, pid: u32) -> io::Result<()> {
+    let (record, _) = read_record(&record_path(dir, id))?;
+    // The one that was made first takes the record away.
+    std::mem::forget(Registration::new(dir, &Record { pid, ..record })?);
+    Ok(())
+}
+
 impl Registration {
     /// Withdraws the record. It stays locked until the last process ends that shares the open files of this one: who waits
     /// for that, as [`unmount`] does, waits for the supervisor too.

@@ -73,12 +73,9 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// The supervisor may go into the background.
-    pub(super) fn say_ready(&self) -> io::Result<()> {
-        if self.first {
-            self.log.set(Word::Phase, READY);
-        }
-        worker::say_ready()
+    /// Another may take over from now on.
+    pub(super) fn say_ready(&self) {
+        self.log.set(Word::Phase, READY);
     }
 
     /// No other is to take over any more.

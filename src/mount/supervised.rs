@@ -192,7 +192,14 @@ impl Serving {
         starter: Option<Starter>,
     ) -> Result<Threads, MountError> {
         let session = self.connect(role, init)?;
-        let (record, dir) = (self.record.clone(), self.served.runtime.clone());
+        // Only the first has it from whoever started the mount.
+        std::env::set_current_dir("/").map_err(|e| MountError::Io("/", e))?;
+        if let Some(sandbox) = &self.mounted.sandbox {
+            let walls = sandbox.enter();
+            let walls = walls.map_err(|e| MountError::Io("the sandbox", e))?;
+            log::debug!("{walls:?}");
+        }
+        let (outside, mountpoint) = (self.outside.clone(), self.mounted.mountpoint.clone());
         let threads = start_threads(
             session,
             &self.mounted.union,
@@ -201,7 +208,7 @@ impl Serving {
             &self.served,
             &self.mounted.mountpoint,
             &self.outside,
-            move || go_on_alone(&record, dir.as_deref()),
+            move || go_on_alone(&outside, &mountpoint),
         )?;
         // From here on the only files made are those of programs, whose own umask comes with each request. Any other
         // would take bits away that are set again by a call more.
@@ -214,7 +221,11 @@ impl Serving {
                 .map_err(|e| MountError::Path("the mount does not answer:", mountpoint, e))?;
         }
         let told = match (role, starter) {
-            (Role::Worker(worker), _) => worker.say_ready(),
+            (Role::Worker(worker), _) if worker.first => {
+                worker.say_ready();
+                self.outside.say_ready()
+            }
+            (Role::Worker(_), _) => Ok(()),
             (Role::Alone, Some(starter)) => tell(starter),
             (Role::Alone, None) => Ok(()),
         };
@@ -251,19 +262,10 @@ impl Mounted {
 }
 
 /// The supervisor has died: nobody takes over from this process, which others now have to look for.
-fn go_on_alone(record: &Record, dir: Option<&Path>) {
+fn go_on_alone(outside: &Outside, mountpoint: &Path) {
     log::error!(
         "the supervisor has died: the mount at {} goes on, and ends with this process",
-        record.mountpoint.display()
+        mountpoint.display()
     );
-    let Some(dir) = dir else { return };
-    let record = Record {
-        pid: std::process::id(),
-        ..record.clone()
-    };
-    match Registration::new(dir, &record) {
-        // The one that was made first takes the record away.
-        Ok(registration) => std::mem::forget(registration),
-        Err(e) => log::warn!("the record of the mount is out of date: {e}"),
-    }
+    outside.serve_alone();
 }

@@ -1,13 +1,15 @@
 //! Two questions about the host that a process in a sandbox may not answer by itself: what a file handle names, and the state of
 //! a task. It asks another process, which tells numbers and lines of text, and opens nothing for it.
 //!
-//! The socket between them is of type `SOCK_SEQPACKET`: one message for each question and for each answer.
+//! The socket between them is of type `SOCK_SEQPACKET`: one message for each question and for each answer. Both begin with a
+//! number, as the answer to a question of a process that died before it heard it is still there for the next one to read.
 #![allow(unsafe_code)]
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::Stat;
@@ -30,6 +32,12 @@ const TASK: u8 = b't';
 
 /// Longer than any answer.
 const LONGEST: usize = 64 << 10;
+
+/// How long the number is that a question and its answer begin with.
+const NUMBER: usize = 8;
+
+/// Of the last question of this process. Atomic.
+static QUESTIONS: AtomicU32 = AtomicU32::new(0);
 
 /// From now on the other end of `socket` is asked, where [`answer`] runs.
 pub fn ask_at(socket: OwnedFd) {
@@ -72,6 +80,8 @@ fn ask(
     sent: Option<BorrowedFd<'_>>,
 ) -> io::Result<Vec<u8>> {
     let socket = socket.lock();
+    let count = QUESTIONS.fetch_add(1, Ordering::Relaxed);
+    let number = (u64::from(std::process::id()) << 32 | u64::from(count)).to_ne_bytes();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if let Some(sent) = &sent {
@@ -80,25 +90,30 @@ fn ask(
     retry_on_intr(|| {
         sendmsg(
             &*socket,
-            &[IoSlice::new(question)],
+            &[IoSlice::new(&number), IoSlice::new(question)],
             &mut ancillary,
             SendFlags::NOSIGNAL,
         )
     })?;
-    let mut answer = vec![0; LONGEST];
-    // Answers are never empty.
-    let (got, _) = retry_on_intr(|| recv(&*socket, &mut answer[..], RecvFlags::empty()))?;
-    if got == 0 {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+    loop {
+        let mut answer = vec![0; NUMBER + LONGEST];
+        // Answers are never empty.
+        let (got, _) = retry_on_intr(|| recv(&*socket, &mut answer[..], RecvFlags::empty()))?;
+        if got <= NUMBER {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        answer.truncate(got);
+        let text = answer.split_off(NUMBER);
+        if answer == number {
+            return Ok(text);
+        }
     }
-    answer.truncate(got);
-    Ok(answer)
 }
 
 /// Answers questions until the other end is closed.
 pub fn answer(socket: &OwnedFd) -> io::Result<()> {
     loop {
-        let mut question = [0; 5 + MAX_HANDLE];
+        let mut question = [0; NUMBER + 5 + MAX_HANDLE];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let got = retry_on_intr(|| {
@@ -117,7 +132,9 @@ pub fn answer(socket: &OwnedFd) -> io::Result<()> {
             RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
             _ => None,
         });
-        let answer = answer_to(question.get(..got).unwrap_or_default(), sent);
+        let question = question.get(..got).unwrap_or_default();
+        let (number, question) = question.split_at_checked(NUMBER).unwrap_or_default();
+        let answer = [number, &answer_to(question, sent)].concat();
         retry_on_intr(|| send(socket, &answer, SendFlags::NOSIGNAL))?;
     }
 }

@@ -117,7 +117,8 @@ pub fn pass_on(worker: Worker, signal: Signal) -> io::Result<()> {
     Ok(kill(worker.0, signal)?)
 }
 
-/// Tells the supervisor that the worker serves.
+/// Tells the supervisor that the worker serves: to be called by another process that the supervisor started, as a worker in
+/// its sandbox may signal nobody.
 pub fn say_ready() -> io::Result<()> {
     Ok(kill(nix::unistd::getppid(), NOTICE)?)
 }

@@ -64,15 +64,8 @@ fn held_by(pid: u32) -> Vec<std::path::PathBuf> {
         .collect()
 }
 
-#[test]
-fn the_process_that_serves_shows_its_walls() {
-    require!(skip::privileged());
-    let _limit = Watchdog::new("walls", Duration::from_secs(100));
-    let stand = Stand::new("walls");
-    fs::write(stand.lower.join("file"), "lower").unwrap();
-    let mount = stand.acetate("").daemon().mount();
-    let record = record(mount.path());
-    let (pid, outside) = (number(&record, "pid"), number(&record, "outside"));
+/// What a process shows that serves a mount.
+fn check_walls(pid: u32) {
     let status_of = status(pid);
     let kept: u64 = KEPT.iter().map(|bit| 1u64 << bit).sum();
     for set in ["CapPrm", "CapEff", "CapBnd"] {
@@ -94,6 +87,18 @@ fn the_process_that_serves_shows_its_walls() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(root, ["proc"]);
+}
+
+#[test]
+fn the_process_that_serves_shows_its_walls() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("walls", Duration::from_secs(100));
+    let stand = Stand::new("walls");
+    fs::write(stand.lower.join("file"), "lower").unwrap();
+    let mount = stand.acetate("").daemon().mount();
+    let record = record(mount.path());
+    let (pid, outside) = (number(&record, "pid"), number(&record, "outside"));
+    check_walls(pid);
     // The process outside holds nothing of it.
     // It may be sweeping old logs at the moment.
     let begin = Instant::now();
@@ -106,6 +111,51 @@ fn the_process_that_serves_shows_its_walls() {
     drop(mount.unmount().unwrap());
     wait_for_end(pid);
     wait_for_end(outside);
+}
+
+/// The process that a supervisor has serve its mount at the moment.
+fn worker_of(supervisor: u32, outside: u32) -> u32 {
+    let begin = Instant::now();
+    loop {
+        let children = format!("/proc/{supervisor}/task/{supervisor}/children");
+        let children = fs::read_to_string(children).unwrap();
+        let mut children = children.split_whitespace().map(|pid| pid.parse().unwrap());
+        if let Some(worker) = children.find(|pid| *pid != outside) {
+            return worker;
+        }
+        assert!(begin.elapsed() < LIMIT, "no worker");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn each_process_that_a_supervisor_starts_shows_its_walls() {
+    require!(skip::privileged());
+    require!(skip::kernel_resends());
+    let _limit = Watchdog::new("supervised walls", Duration::from_secs(100));
+    let stand = Stand::new("supervised");
+    fs::write(stand.lower.join("file"), "lower").unwrap();
+    let mount = stand.acetate("supervise=on").daemon().mount();
+    let record = record(mount.path());
+    let (pid, outside) = (number(&record, "pid"), number(&record, "outside"));
+    for round in 0..3 {
+        let text = format!("round {round}");
+        fs::write(mount.join("file"), &text).unwrap();
+        let worker = worker_of(pid, outside);
+        // Whoever answers has been shut in.
+        assert_eq!(fs::read_to_string(mount.join("file")).unwrap(), text);
+        check_walls(worker);
+        kill(Pid::from_raw(worker as i32), Signal::SIGKILL).unwrap();
+        fs::write(mount.join("new"), &text).unwrap();
+        fs::rename(mount.join("new"), mount.join("moved")).unwrap();
+        assert_eq!(fs::read_to_string(mount.join("moved")).unwrap(), text);
+    }
+    // What needs the host is done outside for each of them.
+    acetate::mount::set_read_only(mount.path(), true).unwrap();
+    let refused = fs::write(mount.join("other"), "x").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+    acetate::mount::set_read_only(mount.path(), false).unwrap();
+    drop(mount.unmount().unwrap());
 }
 
 #[test]
@@ -121,7 +171,6 @@ fn the_sandbox_can_be_left_out() {
         };
         let mount = acetate.mount();
         let record = record(mount.path());
-        assert!(record.get("outside").is_none(), "{record}");
         let status_of = status(number(&record, "pid"));
         assert_eq!(status_of["Seccomp"], "0");
         assert_eq!(

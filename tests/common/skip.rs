@@ -78,3 +78,13 @@ pub fn filesystem(name: &str) -> Result<(), String> {
         Err(format!("the kernel has no {name}"))
     }
 }
+
+/// Linux 6.9 is the first that sends requests again.
+pub fn kernel_resends() -> Result<(), String> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(|n| n.parse::<u32>());
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 9) => Ok(()),
+        _ => Err(format!("Linux {} sends no request again", release.trim())),
+    }
+}

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use crate::common::skip;
 use crate::require;
-use crate::rig::{Rig, kernel_resends, wait_for_end, worker_of};
+use crate::rig::{Rig, wait_for_end, worker_of};
 
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -31,7 +31,7 @@ fn whole(file: &mut File) -> String {
 #[test]
 fn open_files_go_on_in_the_next_process() {
     require!(skip::privileged());
-    require!(kernel_resends());
+    require!(skip::kernel_resends());
     let rig = Rig::new("takeover-open", LIMIT, |lower| {
         fs::write(lower.join("read"), "lower").unwrap();
         fs::write(lower.join("changed"), "before").unwrap();
@@ -108,7 +108,7 @@ fn open_files_go_on_in_the_next_process() {
 #[test]
 fn a_reading_of_a_directory_goes_on_in_the_next_process() {
     require!(skip::privileged());
-    require!(kernel_resends());
+    require!(skip::kernel_resends());
     const ENTRIES: usize = 4000;
     let rig = Rig::new("takeover-listing", LIMIT, |lower| {
         for n in 0..ENTRIES / 2 {
@@ -136,7 +136,7 @@ fn a_reading_of_a_directory_goes_on_in_the_next_process() {
 #[test]
 fn without_its_supervisor_a_daemon_goes_on() {
     require!(skip::privileged());
-    require!(kernel_resends());
+    require!(skip::kernel_resends());
     let mut rig = Rig::new("takeover-alone", LIMIT, |lower| {
         fs::write(lower.join("file"), "text").unwrap();
     });
@@ -159,7 +159,7 @@ fn without_its_supervisor_a_daemon_goes_on() {
 #[test]
 fn crashes_in_a_loop_end_in_a_read_only_mount() {
     require!(skip::privileged());
-    require!(kernel_resends());
+    require!(skip::kernel_resends());
     let rig = Rig::new("takeover-loop", LIMIT, |lower| {
         fs::write(lower.join("file"), "text").unwrap();
     });

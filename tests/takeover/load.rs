@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::common::{Tree, TreeOptions, skip};
 use crate::require;
-use crate::rig::{Rig, kernel_resends, worker_of};
+use crate::rig::{Rig, worker_of};
 
 /// What runs in the directory `$1` for `$2` seconds: it prints a line for each thing that went wrong. Each function counts its rounds,
 /// and what it leaves behind does not depend on how many there were.
@@ -137,7 +137,7 @@ fn pack(into: &Path) {
 #[ignore = "half a minute of load; two minutes with ACETATE_LONG=1"]
 fn nobody_notices_that_the_daemon_is_killed_five_times_a_second() {
     require!(skip::privileged());
-    require!(kernel_resends());
+    require!(skip::kernel_resends());
     for program in ["tar", "git", "sqlite3", "setfattr"] {
         require!(skip::program(program));
     }

@@ -22,16 +22,6 @@ pub struct Rig {
     _limit: Watchdog,
 }
 
-/// Linux 6.9 is the first that sends requests again.
-pub fn kernel_resends() -> Result<(), String> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(['.', '-']).map(|n| n.parse::<u32>());
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (6, 9) => Ok(()),
-        _ => Err(format!("Linux {} sends no request again", release.trim())),
-    }
-}
-
 impl Rig {
     pub fn new(name: &str, limit: Duration, build: impl FnOnce(&Path)) -> Rig {
         let watchdog = Watchdog::new(name, limit);
@@ -81,8 +71,11 @@ impl Rig {
 pub fn worker_of(supervisor: u32) -> Option<Pid> {
     let children = format!("/proc/{supervisor}/task/{supervisor}/children");
     let children = fs::read_to_string(children).ok()?;
-    let pid = children.split_whitespace().next()?.parse().ok()?;
-    Some(Pid::from_raw(pid))
+    let worker = children.split_whitespace().find(|pid| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+        name.is_ok_and(|name| name.trim() != "acetate-outside")
+    });
+    Some(Pid::from_raw(worker?.parse().ok()?))
 }
 
 /// Waits until a process is gone.

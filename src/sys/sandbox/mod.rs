@@ -56,7 +56,10 @@ impl Ready {
     /// Shuts the calling thread in, and all that it will start; there is no way back. Must be called while the process has
     /// no other thread. A wall that the kernel does not have, or that the process may not build, is left out with a word
     /// in the log. An error: a wall fell over half built, and the process must not go on.
-    pub fn enter(self) -> io::Result<Walls> {
+    ///
+    /// What it takes stays: of several processes that are made of the same memory and share their descriptors, each shuts itself
+    /// in.
+    pub fn enter(&self) -> io::Result<Walls> {
         if std::fs::read_dir("/proc/self/task")?.count() != 1 {
             return Err(io::Error::other("the process has several threads"));
         }

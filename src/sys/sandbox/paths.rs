@@ -57,10 +57,10 @@ impl Beneath {
         })
     }
 
-    pub(super) fn enforce(self) -> io::Result<Result<(), String>> {
-        let rules = match self.rules {
-            Ok(rules) => rules,
-            Err(why) => return Ok(Err(why)),
+    pub(super) fn enforce(&self) -> io::Result<Result<(), String>> {
+        let rules = match &self.rules {
+            Ok(rules) => rules.try_clone()?,
+            Err(why) => return Ok(Err(why.clone())),
         };
         match rules.restrict_self().map_err(io::Error::other)?.ruleset {
             RulesetStatus::NotEnforced => Ok(Err("it is not enforced".to_owned())),
