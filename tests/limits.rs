@@ -1,6 +1,6 @@
-//! What happens at the limits: a full disk, and a program that is wrong.
+//! What happens at the limits: a full disk, little memory, and a program that is wrong.
 //!
-//! `ACETATE_LONG=1`: more of each.
+//! `ACETATE_LONG=1`: more of each, and a million files.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -9,5 +9,7 @@ mod changes;
 mod common;
 #[path = "limits/full.rs"]
 mod full;
+#[path = "limits/memory.rs"]
+mod memory;
 #[path = "limits/panics.rs"]
 mod panics;

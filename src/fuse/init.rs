@@ -26,6 +26,8 @@ pub struct Settings {
     pub no_xattrs: bool,
     /// How many requests are served at once.
     pub threads: usize,
+    /// How many nodes the kernel should know at most: beyond that it is asked to forget some that nothing uses.
+    pub most_nodes: Option<usize>,
 }
 
 /// What was agreed on with the kernel, as far as requests are answered by it.

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Weak};
 use std::thread;
 
 use fuser::{Config, INodeNo, Notifier, SessionACL};
@@ -39,6 +39,8 @@ pub struct Session {
     counters: Arc<Counters>,
     /// What is to be invalidated: taken by the thread that does it.
     stale: Receiver<Stale>,
+    /// Asks the kernel to forget, where there is little memory.
+    pruner: Option<Pruner>,
 }
 
 impl Session {
@@ -93,9 +95,18 @@ impl Session {
             take_over(&union, &keeper, resend.is_some())?;
         }
         let (sender, stale) = channel();
+        let pruner = match settings.most_nodes {
+            Some(most) => Some(Pruner {
+                union: Arc::downgrade(&union),
+                device: inner.as_fd().try_clone_to_owned()?,
+                most,
+            }),
+            None => None,
+        };
         union.set_notify(Arc::new(Invalidator {
             notifier: inner.notifier(),
             may_store: shared.agreed().store,
+            may_prune: pruner.is_some(),
             queue: Mutex::new(sender),
         }));
         Ok(Session {
@@ -103,6 +114,7 @@ impl Session {
             resend,
             counters,
             stale,
+            pruner,
         })
     }
 
@@ -113,10 +125,10 @@ impl Session {
 
     /// Serves requests until the mount is gone; then the union has let go of its layers.
     pub fn run(self) -> io::Result<()> {
-        let (stale, notifier) = (self.stale, self.inner.notifier());
+        let (stale, notifier, pruner) = (self.stale, self.inner.notifier(), self.pruner);
         thread::Builder::new()
             .name("invalidate".into())
-            .spawn(move || invalidate(&stale, &notifier))?;
+            .spawn(move || invalidate(&stale, &notifier, pruner.as_ref()))?;
         if let Some(device) = &self.resend {
             ask_to_resend(device)?;
         }
@@ -244,6 +256,8 @@ fn end_of_connection(served: io::Result<()>) -> io::Result<()> {
 enum Stale {
     Data(NodeId),
     Attr(NodeId),
+    /// Any that nothing uses, if there are too many.
+    Unused,
 }
 
 /// Tells the kernel what to cache, and what no more.
@@ -251,6 +265,8 @@ struct Invalidator {
     notifier: Notifier,
     /// See `Agreed::store`.
     may_store: bool,
+    /// There is a limit to how many nodes the kernel should know.
+    may_prune: bool,
     /// Protects itself; held only to queue.
     queue: Mutex<Sender<Stale>>,
 }
@@ -282,6 +298,12 @@ impl Notify for Invalidator {
         self.later(Stale::Attr(node));
     }
 
+    fn told_many(&self) {
+        if self.may_prune {
+            self.later(Stale::Unused);
+        }
+    }
+
     fn store(&self, node: NodeId, data: &[u8]) {
         if !self.may_store {
             return;
@@ -293,9 +315,56 @@ impl Notify for Invalidator {
     }
 }
 
-fn invalidate(queue: &Receiver<Stale>, notifier: &Notifier) {
+/// Has the kernel forget nodes that nothing uses: who uses one again looks it up again.
+#[derive(Debug)]
+struct Pruner {
+    union: Weak<Union>,
+    device: OwnedFd,
+    most: usize,
+}
+
+impl Pruner {
+    fn prune(&self) {
+        let Some(union) = self.union.upgrade() else {
+            return;
+        };
+        for nodes in union.nodes_beyond(self.most).chunks(PRUNED_AT_ONCE) {
+            match rustix::io::write(&self.device, &prune_message(nodes)) {
+                Ok(_) => {}
+                // The mount is gone, or the kernel is older than Linux 6.18.
+                Err(e) => return log::debug!("nodes are not forgotten: {e}"),
+            }
+        }
+    }
+}
+
+/// How many nodes stand in one message.
+const PRUNED_AT_ONCE: usize = 500;
+
+/// `FUSE_NOTIFY_PRUNE`: the header (length, code, no request), how many, 12 bytes for later, the nodes. A node is only
+/// dropped where no program uses it, and no name that something is mounted on.
+fn prune_message(nodes: &[NodeId]) -> Vec<u8> {
+    const PRUNE: u32 = 9;
+    let length = 16 + 16 + 8 * nodes.len();
+    let mut message = Vec::with_capacity(length);
+    for word in [length as u32, PRUNE, 0, 0, nodes.len() as u32, 0, 0, 0] {
+        message.extend_from_slice(&word.to_ne_bytes());
+    }
+    for node in nodes {
+        message.extend_from_slice(&node.to_ne_bytes());
+    }
+    message
+}
+
+fn invalidate(queue: &Receiver<Stale>, notifier: &Notifier, pruner: Option<&Pruner>) {
     for stale in queue {
         let (node, offset) = match stale {
+            Stale::Unused => {
+                if let Some(pruner) = pruner {
+                    pruner.prune();
+                }
+                continue;
+            }
             Stale::Data(node) => (node, 0),
             // By the kernel's rule: no data.
             Stale::Attr(node) => (node, -1),

@@ -21,9 +21,9 @@ use crate::layer::format::OverrideStat;
 use crate::layer::upper::ask_to_yield;
 use crate::layer::upper::{AccessTimes, Namespace, Upper, UpperOptions};
 use crate::sys::caps;
-use crate::sys::fusedev;
 use crate::sys::mount::{self as sys_mount, FuseMount, MountFlags};
 use crate::sys::sandbox::{self, Needs};
+use crate::sys::{fusedev, memory};
 use crate::union::params::RedirectDir;
 use crate::union::{Params, Union};
 
@@ -406,6 +406,10 @@ fn is_stacked<'a>(places: impl Iterator<Item = &'a Place>) -> bool {
     })
 }
 
+/// What a node takes: itself, its name, and its place in the table and in the listing of its directory (260 bytes were
+/// measured), and what the allocator makes of it.
+const NODE_BYTES: u64 = 320;
+
 fn settings(options: &MountOptions, passthrough: bool, stacked: bool) -> Settings {
     let cpus = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     Settings {
@@ -415,6 +419,9 @@ fn settings(options: &MountOptions, passthrough: bool, stacked: bool) -> Setting
         posix_acl: !options.noacl,
         no_xattrs: options.no_xattrs,
         threads: cpus.max(2),
+        // Half of it is for all else.
+        most_nodes: memory::limit()
+            .map(|limit| usize::try_from(limit / 2 / NODE_BYTES).unwrap_or(usize::MAX)),
     }
 }
 

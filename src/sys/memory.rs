@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::path::Path;
 
 /// Gives memory that was freed back to the system, where the allocator keeps it.
 pub fn give_back() {
@@ -10,6 +11,35 @@ pub fn give_back() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// How many bytes of memory the control groups of this process leave it at most, if any of them has a limit. Where they
+/// cannot be read, nothing is known of one.
+pub fn limit() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    groups.lines().filter_map(limit_of).min()
+}
+
+/// The least limit of a group, as `/proc/self/cgroup` names it, and those above it.
+fn limit_of(line: &str) -> Option<u64> {
+    let mut fields = line.splitn(3, ':').skip(1);
+    let (controllers, group) = (fields.next()?, fields.next()?);
+    let (base, file) = match controllers {
+        "" => ("/sys/fs/cgroup", "memory.max"),
+        _ if controllers.split(',').any(|name| name == "memory") => {
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        }
+        _ => return None,
+    };
+    let base = Path::new(base);
+    let own = base.join(group.trim_start_matches('/'));
+    own.ancestors()
+        .take_while(|dir| dir.starts_with(base))
+        .filter_map(|dir| std::fs::read_to_string(dir.join(file)).ok())
+        // Where there is none, it is a word or more than there can be.
+        .filter_map(|text| text.trim().parse().ok())
+        .filter(|&limit: &u64| limit < 1 << 50)
+        .min()
 }
 
 /// Where the code of this process lies: it is looked up while `/proc` can be read.

@@ -209,6 +209,15 @@ impl Union {
         self.do_forget(node, count)
     }
 
+    /// Where the kernel knows more than `most` nodes: those of them, of what nobody uses here, that it may be asked to forget, so
+    /// that a quarter less than `most` are left. Else none.
+    pub fn nodes_beyond(&self, most: usize) -> Vec<NodeId> {
+        self.table.unused(|known| match known > most {
+            true => known - most + most / 4,
+            false => 0,
+        })
+    }
+
     /// Attributes, and how long they may be kept.
     pub fn getattr(&self, node: NodeId, handle: Option<HandleId>) -> Result<(Attr, Duration)> {
         self.do_getattr(node, handle)

@@ -49,10 +49,17 @@ impl Union {
     pub(crate) fn entry(&self, found: &FoundInode) -> Result<Entry> {
         let attr = self.attr(&found.inode, &found.stat)?;
         let node = found.inode.current_node();
-        {
+        let first = {
             let _order = self.order_of(node);
             let first = self.table.acquire(node, &found.inode);
             self.note_node(node, &found.inode, first);
+            first
+        };
+        if first
+            && self.table.has_grown()
+            && let Some(notify) = self.notify.get()
+        {
+            notify.told_many();
         }
         Ok(Entry {
             node,

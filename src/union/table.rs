@@ -29,6 +29,9 @@ const SHRINK_ABOVE: usize = 256;
 /// After so many nodes have gone, some 8 MB, memory is given back.
 const GIVE_BACK_AT: usize = 1 << 14;
 
+/// How many new nodes are reported at once.
+const TOLD_EACH: usize = 2048;
+
 /// The first of the node ids that are no inode number: given to files that need a new node at copy-up.
 const RETIRED_BASE: u64 = 1 << 63;
 
@@ -96,6 +99,8 @@ pub(crate) struct Table {
     next_dynamic: AtomicU64,
     /// Nodes that went since memory was last given back.
     gone: AtomicUsize,
+    /// Nodes that the kernel was told of. Atomic.
+    come: AtomicUsize,
 }
 
 impl Table {
@@ -109,6 +114,7 @@ impl Table {
             next_retired: AtomicU64::new(RETIRED_BASE),
             next_dynamic: AtomicU64::new(DYNAMIC_BASE),
             gone: AtomicUsize::new(0),
+            come: AtomicUsize::new(0),
         }
     }
 
@@ -348,6 +354,30 @@ impl Table {
         }
         self.gone.store(0, Ordering::Relaxed);
         true
+    }
+
+    /// To be called for each node that the kernel did not know before: whether some thousand of them have come since the last
+    /// time.
+    pub(crate) fn has_grown(&self) -> bool {
+        self.come.fetch_add(1, Ordering::Relaxed) % TOLD_EACH == TOLD_EACH - 1
+    }
+
+    /// Of the nodes that the kernel knows by their inode number those that nobody uses here, as many as `count` says when it is
+    /// told how many it knows.
+    pub(crate) fn unused(&self, count: impl FnOnce(usize) -> usize) -> Vec<NodeId> {
+        let len = |shard: &Mutex<Shard>| shard.lock().own.len();
+        let count = count(self.shards.iter().map(len).sum());
+        let each = count.div_ceil(SHARDS);
+        let mut found = Vec::with_capacity(count);
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let unused = shard
+                .own
+                .iter()
+                .filter(|inode| Arc::strong_count(inode) == 1);
+            found.extend(unused.map(|inode| inode.ino).take(each));
+        }
+        found
     }
 
     fn unalias(&self, ino: u64, node: NodeId) {

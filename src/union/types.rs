@@ -131,6 +131,8 @@ pub trait Notify: Send + Sync {
     fn inval_attr_later(&self, node: NodeId);
     /// The attributes and cached data of a node are out of date.
     fn inval_data(&self, node: NodeId);
+    /// The kernel was told of some thousand nodes more. Called while a request is served.
+    fn told_many(&self) {}
     /// These are the data of a node from its beginning, to be cached. The kernel waits for pages of the node that it is
     /// reading or writing at the moment: nobody else may have it open. Called with the lock of the node's opens held.
     fn store(&self, node: NodeId, data: &[u8]);

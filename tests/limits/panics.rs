@@ -238,6 +238,7 @@ fn a_panic_is_an_error_of_one_operation() {
         posix_acl: true,
         no_xattrs: false,
         threads: THREADS,
+        most_nodes: None,
     };
     let union = Arc::new(union);
     let session = Session::new(
