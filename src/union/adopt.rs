@@ -27,6 +27,9 @@ use crate::layer::{Access, Layer, LayerLookup, Node, Opaque};
 use crate::sys::sync::{Mutex, MutexGuard};
 use crate::sys::worker;
 
+/// Inode numbers, by the directory's number and the name there.
+type Numbers = HashMap<(u64, OsString), SmallVec<[u64; 1]>>;
+
 /// What the process before left.
 #[derive(Debug)]
 pub(super) struct Adopted {
@@ -34,7 +37,7 @@ pub(super) struct Adopted {
     book: Mutex<Book>,
     /// Which inodes a name stood for, by the directory's number; of those whose number nothing on disk tells. The name of
     /// one may be out of date. A leaf lock.
-    numbers: Mutex<HashMap<(u64, OsString), SmallVec<[u64; 1]>>>,
+    numbers: Mutex<Numbers>,
     /// How nodes are open. Immutable.
     opens: HashMap<NodeId, Arc<NodeOpen>>,
     /// Held while a node becomes an inode, before all other locks.

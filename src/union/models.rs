@@ -157,8 +157,11 @@ impl World {
     }
 }
 
+/// What a thread of a model does.
+type Body = Box<dyn FnOnce(&World) + Send>;
+
 /// Runs each on a thread of the model, and waits for all.
-fn together(world: &Arc<World>, bodies: Vec<Box<dyn FnOnce(&World) + Send>>) {
+fn together(world: &Arc<World>, bodies: Vec<Body>) {
     let threads: Vec<_> = bodies
         .into_iter()
         .map(|body| {
