@@ -154,7 +154,10 @@ impl Serving {
         } = match started {
             Ok(threads) => threads,
             Err(e) => {
-                if !matches!(role, Role::Worker(Worker { first: false, .. })) {
+                if is_first(role) {
+                    if let Role::Worker(worker) = role {
+                        worker.say_ending();
+                    }
                     give_up(self.outside.unmount(true));
                 }
                 return Err(e);
@@ -213,7 +216,11 @@ impl Serving {
         // From here on the only files made are those of programs, whose own umask comes with each request. Any other
         // would take bits away that are set again by a call more.
         rustix::process::umask(rustix::fs::Mode::empty());
-        let first = !matches!(role, Role::Worker(Worker { first: false, .. }));
+        let first = is_first(role);
+        if let (Role::Worker(worker), true) = (role, first) {
+            // Programs may use the mount before its starter is told of it.
+            worker.say_ready();
+        }
         if first {
             let mountpoint = self.mounted.mountpoint.clone();
             self.outside
@@ -221,11 +228,8 @@ impl Serving {
                 .map_err(|e| MountError::Path("the mount does not answer:", mountpoint, e))?;
         }
         let told = match (role, starter) {
-            (Role::Worker(worker), _) if worker.first => {
-                worker.say_ready();
-                self.outside.say_ready()
-            }
-            (Role::Worker(_), _) => Ok(()),
+            // The one before may have died before it said so.
+            (Role::Worker(_), _) => self.outside.say_ready(),
             (Role::Alone, Some(starter)) => tell(starter),
             (Role::Alone, None) => Ok(()),
         };
@@ -235,6 +239,11 @@ impl Serving {
         }
         Ok(threads)
     }
+}
+
+/// Whether no process served the mount before.
+fn is_first(role: &Role) -> bool {
+    !matches!(role, Role::Worker(Worker { first: false, .. }))
 }
 
 impl Mounted {

@@ -197,6 +197,23 @@ fn crashes_in_a_loop_end_in_a_read_only_mount() {
     rig.mount.unmount().unwrap();
 }
 
+/// The mount is there before its starter hears of it.
+#[test]
+fn a_death_while_the_mount_is_being_started_is_taken_over() {
+    require!(skip::privileged());
+    require!(skip::kernel_resends());
+    for _ in 0..10 {
+        let rig = Rig::new("takeover-start", LIMIT, |lower| {
+            fs::write(lower.join("file"), "text").unwrap();
+        });
+        fs::write(rig.mount.join("new"), "new").unwrap();
+        rig.end(Signal::SIGKILL);
+        assert_eq!(fs::read(rig.mount.join("file")).unwrap(), b"text");
+        assert_eq!(fs::read(rig.mount.join("new")).unwrap(), b"new");
+        rig.mount.unmount().unwrap();
+    }
+}
+
 fn append_if_it_may(file: &mut File) {
     match file.write_all(b"!") {
         Ok(()) => {}
