@@ -24,7 +24,7 @@ use super::reply::{
     caller, rename_mode, reply_attr, reply_create, reply_empty, reply_entry, reply_open,
     reply_value,
 };
-use super::shared::Shared;
+use super::shared::{Shared, Turn};
 use crate::union::{self, Error, Lookup, Result, SetAttr, Union};
 
 /// The largest count that the reply to `copy_file_range` can hold, in whole pages.
@@ -57,7 +57,7 @@ impl Adaptor {
     }
 
     /// Does the work of a request that may take long.
-    fn serve_long(&self, op: Op, long: bool, work: impl FnOnce(&Union) + Send + 'static) {
+    fn serve_long(&self, op: Op, long: bool, work: impl FnOnce(&Union, Turn) + Send + 'static) {
         Shared::serve_long(&self.shared, op, long, work);
     }
 
@@ -126,7 +126,7 @@ impl Filesystem for Adaptor {
         reply: ReplyAttr,
     ) {
         let caller = caller(request);
-        self.serve_long(Op::Setattr, self.may_copy(node), move |union| {
+        self.serve_long(Op::Setattr, self.may_copy(node), move |union, turn| {
             let set = SetAttr {
                 mode: mode.map(|m| m & 0o7777),
                 uid,
@@ -136,7 +136,9 @@ impl Filesystem for Adaptor {
                 mtime: mtime.map(set_time),
                 handle: handle.map(|h| h.0),
             };
-            reply_attr(reply, union.setattr(&caller, node.0, &set));
+            let changed = union.setattr(&caller, node.0, &set);
+            drop(turn);
+            reply_attr(reply, changed);
         });
     }
 
@@ -241,7 +243,7 @@ impl Filesystem for Adaptor {
         let (caller, name, new_name) = (caller(request), name.to_owned(), new_name.to_owned());
         let unique = request.unique().0;
         // What is renamed may be a file of a lower layer, which is copied up first.
-        self.serve_long(Op::Rename, true, move |union| {
+        self.serve_long(Op::Rename, true, move |union, turn| {
             let renamed = rename_mode(flags).and_then(|mode| {
                 let (name, new_name) = (check_name(&name)?, check_name(&new_name)?);
                 let to = (new_parent.0, new_name);
@@ -251,6 +253,7 @@ impl Filesystem for Adaptor {
                 });
                 Ok((renamed, once))
             });
+            drop(turn);
             match renamed {
                 Ok((renamed, _once)) => reply_empty(reply, renamed),
                 Err(e) => reply.error(errno(&e)),
@@ -268,12 +271,13 @@ impl Filesystem for Adaptor {
     ) {
         let (caller, new_name) = (caller(request), new_name.to_owned());
         let unique = request.unique().0;
-        self.serve_long(Op::Link, self.may_copy(node), move |union| {
+        self.serve_long(Op::Link, self.may_copy(node), move |union, turn| {
             let once = Once::name(union, unique, new_parent.0, &new_name);
             let linked = check_name(&new_name).and_then(|new_name| {
                 let link = || union.link(&caller, node.0, new_parent.0, new_name);
                 once.link(link, (new_parent.0, new_name))
             });
+            drop(turn);
             reply_entry(reply, linked);
         });
     }
@@ -282,9 +286,10 @@ impl Filesystem for Adaptor {
         let (caller, registrar) = (caller(request), self.shared.registrar());
         let changes = flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & libc::O_TRUNC != 0;
         let long = changes && self.may_copy(node);
-        self.serve_long(Op::Open, long, move |union| {
+        self.serve_long(Op::Open, long, move |union, turn| {
             let opener = Opener::for_open(&reply, &registrar);
             let opened = union.open(&caller, node.0, flags.0, &opener);
+            drop(turn);
             reply_open(reply, opened);
         });
     }
@@ -326,14 +331,16 @@ impl Filesystem for Adaptor {
         reply: ReplyData,
     ) {
         let long = self.shared.ask(|union| union.may_wait(handle.0));
-        self.serve_long(Op::Read, long, move |union| {
+        self.serve_long(Op::Read, long, move |union, turn| {
             BUFFER.with_borrow_mut(|buffer| {
                 let size = size as usize;
                 if buffer.len() < size {
                     buffer.resize(size, 0);
                 }
                 let (part, _) = buffer.split_at_mut(size);
-                match union.read(handle.0, offset, part) {
+                let read = union.read(handle.0, offset, part);
+                drop(turn);
+                match read {
                     Ok(length) => reply.data(&part[..length.min(size)]),
                     Err(e) => reply.error(errno(&e)),
                 }
@@ -364,8 +371,10 @@ impl Filesystem for Adaptor {
         };
         if self.shared.ask(|union| union.may_wait(handle.0)) {
             let data = data.to_vec();
-            return self.serve_long(Op::Write, true, move |union| {
-                answer(reply, union.write(handle.0, offset, &data, how));
+            return self.serve_long(Op::Write, true, move |union, turn| {
+                let written = union.write(handle.0, offset, &data, how);
+                drop(turn);
+                answer(reply, written);
             });
         }
         self.serve(Op::Write, |union| {
@@ -402,8 +411,10 @@ impl Filesystem for Adaptor {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.serve_long(Op::Fsync, true, move |union| {
-            reply_empty(reply, union.fsync(handle.0, datasync));
+        self.serve_long(Op::Fsync, true, move |union, turn| {
+            let synced = union.fsync(handle.0, datasync);
+            drop(turn);
+            reply_empty(reply, synced);
         });
     }
 
@@ -477,8 +488,10 @@ impl Filesystem for Adaptor {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.serve_long(Op::Fsyncdir, true, move |union| {
-            reply_empty(reply, union.fsyncdir(node.0, datasync));
+        self.serve_long(Op::Fsyncdir, true, move |union, turn| {
+            let synced = union.fsyncdir(node.0, datasync);
+            drop(turn);
+            reply_empty(reply, synced);
         });
     }
 
@@ -511,13 +524,17 @@ impl Filesystem for Adaptor {
         let allowed = self.xattrs();
         let (caller, name, value) = (caller(request), name.to_owned(), value.to_owned());
         let unique = request.unique().0;
-        self.serve_long(Op::Setxattr, self.may_copy(node), move |union| {
+        self.serve_long(Op::Setxattr, self.may_copy(node), move |union, turn| {
             let set = || union.setxattr(&caller, node.0, &name, &value, flags);
             if flags & libc::XATTR_CREATE == 0 {
-                return reply_empty(reply, allowed.and_then(|()| set()));
+                let done = allowed.and_then(|()| set());
+                drop(turn);
+                return reply_empty(reply, done);
             }
             let once = Once::xattr(union, unique, node.0, &name);
-            reply_empty(reply, allowed.and_then(|()| once.set(set)));
+            let done = allowed.and_then(|()| once.set(set));
+            drop(turn);
+            reply_empty(reply, done);
         });
     }
 
@@ -541,10 +558,11 @@ impl Filesystem for Adaptor {
         let allowed = self.xattrs();
         let (caller, name) = (caller(request), name.to_owned());
         let unique = request.unique().0;
-        self.serve_long(Op::Removexattr, self.may_copy(node), move |union| {
+        self.serve_long(Op::Removexattr, self.may_copy(node), move |union, turn| {
             let once = Once::xattr(union, unique, node.0, &name);
             let remove = || union.removexattr(&caller, node.0, &name);
             let removed = allowed.and_then(|()| once.remove(remove, libc::ENODATA));
+            drop(turn);
             reply_empty(reply, removed);
         });
     }
@@ -559,8 +577,10 @@ impl Filesystem for Adaptor {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.serve_long(Op::Fallocate, true, move |union| {
-            reply_empty(reply, union.fallocate(handle.0, offset, length, mode));
+        self.serve_long(Op::Fallocate, true, move |union, turn| {
+            let allocated = union.fallocate(handle.0, offset, length, mode);
+            drop(turn);
+            reply_empty(reply, allocated);
         });
     }
 
@@ -596,9 +616,10 @@ impl Filesystem for Adaptor {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.serve_long(Op::CopyFileRange, true, move |union| {
+        self.serve_long(Op::CopyFileRange, true, move |union, turn| {
             let copied =
                 union.copy_file_range(from.0, from_offset, to.0, to_offset, length.min(MAX_COPY));
+            drop(turn);
             match copied {
                 Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
                 Err(e) => reply.error(errno(&e)),

@@ -25,8 +25,8 @@ pub(super) struct Shared {
     agreed: OnceLock<Agreed>,
     /// Atomics.
     counters: Arc<Counters>,
-    /// How many of the session's threads are at work. Atomic.
-    busy: AtomicUsize,
+    /// How many threads are at work that may take long. Atomic.
+    long: AtomicUsize,
     /// Where the mount outlives the process. Immutable.
     keeper: Option<Keeper>,
 }
@@ -43,7 +43,7 @@ impl Shared {
             settings,
             agreed: OnceLock::new(),
             counters,
-            busy: AtomicUsize::new(0),
+            long: AtomicUsize::new(0),
             keeper,
         }
     }
@@ -70,9 +70,7 @@ impl Shared {
 
     /// Does the work of one request. A panic in it drops the reply, which then answers `EIO`, and the mount goes on.
     pub(super) fn serve(&self, op: Op, work: impl FnOnce(&Union)) {
-        self.busy.fetch_add(1, Ordering::Relaxed);
         self.work(op, work);
-        self.busy.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn work(&self, op: Op, work: impl FnOnce(&Union)) {
@@ -96,35 +94,53 @@ impl Shared {
         catch_unwind(AssertUnwindSafe(|| question(&self.union))).unwrap_or(false)
     }
 
-    /// As `serve`; but the last thread that is free hands work that may take long to a thread of its own. Otherwise a
-    /// few copies of large files, or programs that wait for one of them, would stop the whole mount.
+    /// As `serve`; but where only one thread of the session may be left, work that may take long is handed to a thread of its
+    /// own. Otherwise a few copies of large files, or programs that wait for one of them, would stop the whole mount. What
+    /// is short does not count: that thread is free in a moment.
     pub(super) fn serve_long(
         self: &Arc<Shared>,
         op: Op,
         long: bool,
-        work: impl FnOnce(&Union) + Send + 'static,
+        work: impl FnOnce(&Union, Turn) + Send + 'static,
     ) {
-        let last = self.busy.load(Ordering::Relaxed) + 1 >= self.settings.threads;
-        if !(long && last) {
-            return self.serve(op, work);
+        if !long {
+            return self.serve(op, |union| work(union, Turn(None)));
+        }
+        let others = self.long.fetch_add(1, Ordering::Relaxed);
+        let turn = Turn(Some(self.clone()));
+        if others + 1 < self.settings.threads {
+            return self.serve(op, |union| work(union, turn));
         }
         // Shared with the new thread, so that the work is not lost where there can be none.
-        let slot = Arc::new(Mutex::new(Some(work)));
+        let slot = Arc::new(Mutex::new(Some((work, turn))));
         let (shared, theirs) = (self.clone(), slot.clone());
         let started = thread::Builder::new()
             .name(op.name().into())
             .spawn(move || {
                 let work = theirs.lock().take();
-                if let Some(work) = work {
-                    shared.work(op, work);
+                if let Some((work, turn)) = work {
+                    shared.work(op, |union| work(union, turn));
                 }
             });
         if let Err(e) = started {
             log::debug!("{} is served here: {e}", op.name());
             let work = slot.lock().take();
-            if let Some(work) = work {
-                self.serve(op, work);
+            if let Some((work, turn)) = work {
+                self.serve(op, |union| work(union, turn));
             }
+        }
+    }
+}
+
+/// Held by a thread while it does long work. To be dropped just before the reply: the program that it wakes may ask for
+/// the next such work at once, while this thread is still on its way back.
+#[derive(Debug)]
+pub(super) struct Turn(Option<Arc<Shared>>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.0 {
+            shared.long.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }

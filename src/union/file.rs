@@ -127,21 +127,56 @@ impl Handles {
     }
 }
 
-/// A write with the writeback cache on: when it is done, the kernel's idea of the allocated blocks is out of date.
+/// A write with the writeback cache on: when it has allocated blocks, the kernel's idea of them is out of date. To tell it
+/// more often than that would cost two requests for each write, one for the attributes and one for the capabilities that
+/// the kernel then looks for anew.
 struct StaleBlocks<'a> {
     union: &'a Union,
     handle: &'a Handle,
+    real: &'a RealFile,
+    /// Before the write. `None`: it is not known, or does not tell what the file shows.
+    before: Option<u64>,
     /// The mode may have changed with it, by a program that waits for this very write.
     killed: bool,
 }
 
+impl<'a> StaleBlocks<'a> {
+    fn new(
+        union: &'a Union,
+        handle: &'a Handle,
+        real: &'a RealFile,
+        killed: bool,
+    ) -> StaleBlocks<'a> {
+        let known = union.params.writeback && !killed && handle.inode.partial().is_none();
+        StaleBlocks {
+            union,
+            handle,
+            real,
+            before: if known { allocated(real) } else { None },
+            killed,
+        }
+    }
+}
+
+/// How many blocks a file has.
+fn allocated(real: &RealFile) -> Option<u64> {
+    let stat = rustix::fs::fstat(real.as_fd()?).ok()?;
+    u64::try_from(stat.st_blocks).ok()
+}
+
 impl Drop for StaleBlocks<'_> {
     fn drop(&mut self) {
-        let (node, notify) = (self.handle.open.node, self.union.notify.get());
-        match notify {
-            Some(notify) if self.union.params.writeback && self.killed => notify.inval_attr(node),
-            Some(notify) if self.union.params.writeback => notify.inval_attr_later(node),
-            _ => {}
+        if !self.union.params.writeback
+            || (self.before.is_some() && self.before == allocated(self.real))
+        {
+            return;
+        }
+        let open = &self.handle.open;
+        open.has_new_blocks();
+        match self.union.notify.get() {
+            Some(notify) if self.killed => notify.inval_attr(open.node),
+            Some(notify) => notify.inval_attr_later(open.node),
+            None => {}
         }
     }
 }
@@ -199,11 +234,7 @@ impl Union {
         if let Some(writer) = &flags.kill_priv {
             self.kill_priv(writer, &handle.inode)?;
         }
-        let _stale = StaleBlocks {
-            union: self,
-            handle: &handle,
-            killed: flags.kill_priv.is_some(),
-        };
+        let _stale = StaleBlocks::new(self, &handle, &file.real, flags.kill_priv.is_some());
         if let Some(partial) = handle.inode.partial() {
             let written = partial.write(offset, data);
             self.note_copied_bytes(&handle.inode, partial.take_copied());
@@ -247,6 +278,7 @@ impl Union {
     pub(crate) fn do_fsync(&self, id: HandleId, datasync: bool) -> Result<()> {
         let handle = self.handle(id)?;
         if self.params.writeback
+            && handle.open.take_new_blocks()
             && let Some(notify) = self.notify.get()
         {
             // What was written back is known when the program asks next.

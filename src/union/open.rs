@@ -20,7 +20,7 @@ use super::params::PassthroughLower;
 use super::types::{Backing, BackingOpener, Caller, NodeId, OpenMode, Opened};
 use super::{Union, stats};
 use crate::layer::{Access, Layer, RealFile};
-use crate::sys::sync::Mutex;
+use crate::sys::sync::{AtomicBool, Mutex};
 
 /// Lower files of at most so many bytes are given to the kernel when they are opened. Copying so much takes about as long as
 /// the request to read it.
@@ -38,6 +38,8 @@ pub(crate) struct NodeOpen {
     pub node: NodeId,
     /// A leaf lock.
     pub counts: Mutex<OpenCounts>,
+    /// Writes have allocated blocks since the last fsync. Atomic.
+    new_blocks: AtomicBool,
 }
 
 /// The open files of one node id.
@@ -154,7 +156,18 @@ impl NodeOpen {
         NodeOpen {
             node,
             counts: Mutex::default(),
+            new_blocks: AtomicBool::new(false),
         }
+    }
+
+    /// A write has allocated blocks, of which the kernel is to be told.
+    pub(crate) fn has_new_blocks(&self) {
+        self.new_blocks.store(true, Ordering::Release);
+    }
+
+    /// Whether that happened since this was asked last.
+    pub(crate) fn take_new_blocks(&self) -> bool {
+        self.new_blocks.swap(false, Ordering::AcqRel)
     }
 
     /// A node that was opened by the process before.

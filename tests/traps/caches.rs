@@ -118,6 +118,34 @@ fn a_write_into_the_writeback_cache_asks_for_nothing_else() {
 }
 
 #[test]
+fn an_append_with_an_fsync_asks_for_nothing_else() {
+    require!(skip::privileged());
+    let rig = Rig::new("append-fsync", "passthrough=off", |_| {});
+    let file = open_creat(&rig.at("log"), libc::O_WRONLY | libc::O_APPEND, 0o644).unwrap();
+    let append = |count: usize| {
+        for _ in 0..count {
+            file.write_all_at(b"a line\n", 0).unwrap();
+            file.sync_data().unwrap();
+        }
+    };
+    append(1);
+    let asked = || rig.operation("getattr") + rig.operation("getxattr");
+    let before = asked();
+    // All in one block, so that what the kernel knows of the file stays true.
+    append(100);
+    let count = asked() - before;
+    assert!(count < 20, "asked {count} times for 100 appends");
+    // More blocks are told.
+    let at = fs::metadata(rig.at("log")).unwrap();
+    assert_eq!(at.len(), 707);
+    file.write_all_at(&[b'x'; 16384], 0).unwrap();
+    file.sync_data().unwrap();
+    assert!(fs::metadata(rig.at("log")).unwrap().blocks() > at.blocks());
+    drop(file);
+    rig.finish(|upper| assert_eq!(fs::metadata(upper.join("log")).unwrap().len(), 707 + 16384));
+}
+
+#[test]
 fn a_lower_file_is_not_copied_up_because_it_is_removed() {
     require!(skip::privileged());
     let names = || (0..20).map(|i| format!("file{i}"));

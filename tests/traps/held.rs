@@ -17,6 +17,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::{FlockOperation, flock};
@@ -262,7 +263,12 @@ fn held(serve: Serve, way: Way) {
     // Once the reader is gone, everything is as if it had never been.
     let last = open(&path, libc::O_RDWR).unwrap();
     assert!(read_all(&last).unwrap() == expected);
-    flock(&last, FlockOperation::NonBlockingLockExclusive).unwrap();
+    // A program that another thread of the tests is starting has the reader until it runs.
+    let end = Instant::now() + Duration::from_secs(60);
+    while let Err(e) = flock(&last, FlockOperation::NonBlockingLockExclusive) {
+        assert!(Instant::now() < end, "the lock is not given back: {e}");
+        thread::yield_now();
+    }
     drop(last);
     drop(bound);
     rig.finish(|upper| {
