@@ -8,6 +8,11 @@
 //! - `reply`: results as replies; `shared`: what all requests have in common;
 //! - `replay`: requests that must not be done twice;
 //! - `session`: the threads that serve a connection, and invalidations the other way.
+//!
+//! Requests are read from the device and answered by writing to it, two system calls each. FUSE over io_uring makes one of
+//! them, and copies less. It is left out: of the daemon's processor time at making and removing files (Linux 6.18) reading is 5 %
+//! and answering 9 %, of which 5 % is waking the program; 30 % is the switch of tasks, which a ring does not spare. Linux
+//! offers it only where `fuse.enable_uring` was set, and `FUSE_NOTIFY_RESEND` passes its rings over.
 
 mod adaptor;
 mod convert;

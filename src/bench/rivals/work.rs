@@ -120,6 +120,12 @@ pub(super) const TASKS: &[Task] = &[
         metadata::missing,
     ),
     task(
+        "look them up again",
+        Metadata,
+        metadata::missing,
+        metadata::missing,
+    ),
+    task(
         "run /bin/true in a chroot",
         Metadata,
         nothing,
