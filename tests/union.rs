@@ -24,6 +24,8 @@ use acetate::union::{
 
 #[path = "union/opens.rs"]
 mod opens;
+#[path = "union/stress.rs"]
+mod stress;
 
 const ME: Caller = Caller {
     uid: 0,
