@@ -51,7 +51,7 @@ fn a_daemon_out_of_descriptors_tells_so_and_goes_on() {
     let lower = Tree::read(&stand.lower, LOWER).unwrap();
     let mount = stand
         .acetate("partial=off")
-        .by(&["prlimit", "--nofile=160:160"])
+        .by(&["prlimit", "--nofile=64:64"])
         .mount();
     let mut refused = 0;
     for round in 0..2 {
