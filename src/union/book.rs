@@ -2,12 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use smallvec::SmallVec;
 
 use super::journal::{Grave, OpenFile, Record};
 use super::listing::Cookies;
+use super::numbered::{Numbered, Numbers};
 use super::types::{HandleId, NodeId};
 
 /// A node that the kernel knows.
@@ -33,9 +35,9 @@ pub(super) struct BookFile {
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Book {
-    pub(super) nodes: HashMap<NodeId, BookNode>,
+    pub(super) nodes: Numbered<BookNode>,
     /// By inode number.
-    pub(super) files: HashMap<u64, BookFile>,
+    pub(super) files: Numbered<BookFile>,
     /// Inode numbers that another node than the one of that number stands for.
     pub(super) twins: HashSet<u64>,
     pub(super) opens: HashMap<HandleId, OpenFile>,
@@ -58,11 +60,38 @@ impl Book {
         }
         book.nodes
             .retain(|_, node| node.lookups > 0 && node.ino != 0);
-        let needed = book.needed();
-        book.files.retain(|ino, _| needed.contains(ino));
-        let known: HashSet<u64> = book.nodes.values().map(|node| node.ino).collect();
-        book.listings.retain(|ino, _| known.contains(ino));
+        // Of files that are not known there may be some more: looking for them takes longer than they are worth.
+        if !book.listings.is_empty() {
+            let known = book.known();
+            book.listings.retain(|ino, _| known.contains(ino));
+        }
         book
+    }
+
+    /// The files that the kernel knows.
+    fn known(&self) -> Numbers {
+        self.nodes.values().map(|node| node.ino).collect()
+    }
+
+    /// The descriptors that are open for files without a name which the kernel knows, with the inode numbers that they must
+    /// have.
+    pub(super) fn left_open(&self) -> Vec<(RawFd, u64)> {
+        let graves = self.files.iter().filter_map(|(ino, file)| {
+            let upper = file.grave.as_ref()?.upper?;
+            Some((*ino, upper))
+        });
+        let graves: Vec<(u64, (RawFd, u64))> = graves.collect();
+        if graves.is_empty() {
+            return Vec::new();
+        }
+        let known = self.known();
+        let mut left: Vec<(RawFd, u64)> = graves
+            .into_iter()
+            .filter(|(ino, _)| known.contains(ino))
+            .map(|(_, upper)| upper)
+            .collect();
+        left.sort_unstable();
+        left
     }
 
     fn node(&mut self, node: NodeId) -> &mut BookNode {
@@ -162,8 +191,8 @@ impl Book {
     }
 
     /// Files that a node or another such file's name leads to.
-    fn needed(&self) -> HashSet<u64> {
-        let mut needed = HashSet::new();
+    fn needed(&self) -> Numbers {
+        let mut needed = Numbers::default();
         let mut pending: Vec<u64> = self.nodes.values().map(|node| node.ino).collect();
         while let Some(ino) = pending.pop() {
             if needed.insert(ino)

@@ -482,9 +482,8 @@ impl Journal {
     /// have.
     pub fn left_open(&self) -> HashMap<RawFd, u64> {
         let taken = self.taken.lock();
-        let files = taken.iter().flat_map(|book| book.files.values());
-        let graves = files.filter_map(|file| file.grave.as_ref());
-        graves.filter_map(|grave| grave.upper).collect()
+        let left = taken.as_ref().map(Book::left_open);
+        left.into_iter().flatten().collect()
     }
 
     /// Says what a request is about to do that must not be done twice. `subject`: see [`Record::Intent`]. It must be followed by

@@ -14,6 +14,7 @@ use hashbrown::HashTable;
 use super::error::{Error, Result};
 use super::inode::Inode;
 use super::lock::{Rank, Ranked};
+use super::numbered::Numbered;
 use super::open::NodeOpen;
 use super::types::NodeId;
 use crate::sys::sync::{AtomicU64, AtomicUsize, Mutex, RwLock};
@@ -88,7 +89,7 @@ struct Shard {
 #[derive(Debug)]
 pub(crate) struct Table {
     /// What the process before told the kernel and nobody asked for here yet. A leaf lock, taken within a shard's.
-    seeds: Mutex<HashMap<NodeId, Seed>>,
+    seeds: Mutex<Numbered<Seed>>,
     /// How many. Atomic.
     seeds_len: AtomicUsize,
     shards: [Mutex<Shard>; SHARDS],
@@ -205,6 +206,7 @@ impl Table {
     /// Takes over nodes, with their inode numbers, that the process before told the kernel. To be called before anything is told.
     pub(crate) fn seed(&self, nodes: impl Iterator<Item = (NodeId, u64, Seed)>) {
         let mut seeds = self.seeds.lock();
+        seeds.reserve(nodes.size_hint().0);
         let mut renumbered = self.renumbered.write();
         for (node, ino, seed) in nodes {
             if node >= RETIRED_BASE {
