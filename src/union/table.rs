@@ -365,21 +365,30 @@ impl Table {
     }
 
     /// Of the nodes that the kernel knows by their inode number those that nobody uses here, as many as `count` says when it is
-    /// told how many it knows.
+    /// told how many it knows: directories first, then files, those of one directory together, so that it can follow them.
     pub(crate) fn unused(&self, count: impl FnOnce(usize) -> usize) -> Vec<NodeId> {
         let len = |shard: &Mutex<Shard>| shard.lock().own.len();
         let count = count(self.shards.iter().map(len).sum());
-        let each = count.div_ceil(SHARDS);
-        let mut found = Vec::with_capacity(count);
-        for shard in &self.shards {
-            let shard = shard.lock();
-            let unused = shard
-                .own
-                .iter()
-                .filter(|inode| Arc::strong_count(inode) == 1);
-            found.extend(unused.map(|inode| inode.ino).take(each));
+        if count == 0 {
+            return Vec::new();
         }
-        found
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            // Theirs are leaf locks too.
+            let unused: Vec<Arc<Inode>> = {
+                let shard = shard.lock();
+                let unused = |inode: &&Arc<Inode>| Arc::strong_count(inode) == 1;
+                shard.own.iter().filter(unused).cloned().collect()
+            };
+            found.extend(unused.iter().map(|inode| {
+                let state = inode.state.read();
+                let parent = state.dentries.first().map(|dentry| dentry.parent.ino);
+                (!inode.is_dir(), parent, inode.ino)
+            }));
+        }
+        found.sort_unstable();
+        found.truncate(count);
+        found.into_iter().map(|(_, _, ino)| ino).collect()
     }
 
     fn unalias(&self, ino: u64, node: NodeId) {

@@ -89,7 +89,7 @@ fn a_walk_with_little_memory_ends() {
         Err(reason) => skip!("{reason}"),
     };
     let stand = Stand::new("memory");
-    let dirs = if long { 1000 } else { 300 };
+    let (dirs, rounds) = if long { (1000, 2) } else { (300, 1) };
     for number in 0..dirs {
         let dir = stand.lower.join(format!("dir-{number}"));
         fs::create_dir(&dir).unwrap();
@@ -103,7 +103,7 @@ fn a_walk_with_little_memory_ends() {
     let mount = stand.acetate("").by(&["sh", "-c", &enter, "sh"]).mount();
     let pid = mount.pid().unwrap();
     let mut largest = 0;
-    for round in 0..2 {
+    for round in 0..rounds {
         for number in 0..dirs {
             let dir = mount.join(format!("dir-{number}"));
             let mut names = 0;
@@ -124,7 +124,7 @@ fn a_walk_with_little_memory_ends() {
     }
     println!("{} files, {largest} bytes at most", dirs * PER_DIR);
     assert_eq!(group.kills(), 0, "the daemon was killed");
-    for number in (0..dirs).filter(|number| number % 100 < 2) {
+    for number in (0..dirs).filter(|number| number % 100 < rounds) {
         let path = mount.join(format!("dir-{number}/file-7"));
         assert_eq!(
             fs::read_to_string(path).unwrap(),
