@@ -90,7 +90,7 @@ impl Vfs<'_> {
             }),
             6 => self.with_node(dir, name, |node| {
                 let set = SetAttr {
-                    mode: Some(0o600 | (random >> 16) as u32 % 8),
+                    mode: Some(0o600 | ((random >> 16) as u32 % 8)),
                     size: (random >> 20)
                         .is_multiple_of(4)
                         .then_some((random >> 24) % 30_000),
