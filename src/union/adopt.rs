@@ -5,7 +5,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,14 +16,14 @@ use super::book::{Book, BookFile};
 use super::error::{Error, Result};
 use super::file::Handle;
 use super::inode::{Inode, LowerRef, Lowers, State, UpperPart};
-use super::journal::{self, Grave, Journal, LowerPlace, OpenFile, Record};
+use super::journal::{self, Grave, Journal, LowerPlace, OpenFile};
 use super::listing::Listing;
 use super::open::NodeOpen;
 use super::stack::{Resolved, ResolvedUpper};
 use super::table::{Seed, is_dynamic};
 use super::types::{Backing, HandleId, NodeId, ROOT};
 use crate::layer::{Access, Layer, LayerLookup, Node, Opaque};
-use crate::sys::sync::{Mutex, MutexGuard};
+use crate::sys::sync::Mutex;
 use crate::sys::worker;
 
 /// Inode numbers, by the directory's number and the name there.
@@ -37,7 +36,7 @@ pub(super) struct Adopted {
     book: Mutex<Book>,
     /// Which inodes a name stood for, by the directory's number; of those whose number nothing on disk tells. The name of
     /// one may be out of date. A leaf lock.
-    numbers: Mutex<Numbers>,
+    pub(super) numbers: Mutex<Numbers>,
     /// How nodes are open. Immutable.
     opens: HashMap<NodeId, Arc<NodeOpen>>,
     /// Held while a node becomes an inode, before all other locks.
@@ -47,15 +46,6 @@ pub(super) struct Adopted {
 /// Whether a name, or what it leads to, is out of date.
 fn is_gone(error: &Error) -> bool {
     matches!(error.errno(), libc::ENOENT | libc::ENOTDIR | libc::ESTALE)
-}
-
-/// The path of a node in its layer.
-fn path_of(node: &Node) -> Option<Vec<u8>> {
-    match node {
-        Node::Path(node) => node.path(),
-        Node::Child(child) => child.path(),
-        Node::Index(_) => None,
-    }
 }
 
 impl Union {
@@ -518,71 +508,6 @@ impl Union {
         }
     }
 
-    /// Writes down that the kernel is told a node.
-    pub(super) fn note_node(&self, node: NodeId, inode: &Inode, first: bool) {
-        let Some(journal) = self.journal.get() else {
-            return;
-        };
-        if !first {
-            journal.put(&[Record::Lookup(node)]);
-            return;
-        }
-        let state = inode.state.read();
-        let mut records: smallvec::SmallVec<[Record<'_>; 4]> = smallvec::smallvec![Record::Node {
-            node,
-            ino: inode.ino,
-            file_type: inode.file_type(),
-            real: state.upper.as_ref().map_or(0, |part| part.real_ino),
-            lookups: 1,
-        }];
-        for dentry in state.dentries.iter() {
-            records.push(journal::name(inode.ino, dentry.parent.ino, &dentry.name));
-        }
-        journal.put(&records);
-    }
-
-    /// Writes down that the kernel gives lookups back.
-    pub(super) fn note_forget(&self, node: NodeId, count: u64) {
-        if let Some(journal) = self.journal.get() {
-            journal.put(&[Record::Forget(node, count)]);
-        }
-    }
-
-    /// Writes down that a file has a name more.
-    pub(super) fn note_name(&self, inode: &Inode, parent: &Inode, name: &OsStr) {
-        if let Some(journal) = self.journal.get() {
-            journal.put(&[journal::name(inode.ino, parent.ino, name)]);
-        }
-    }
-
-    /// Writes down that a file has a name less.
-    pub(super) fn note_no_name(&self, inode: &Inode, parent: &Inode, name: &OsStr) {
-        self.note_number_without(inode.ino, parent, name);
-    }
-
-    fn note_number_without(&self, ino: u64, parent: &Inode, name: &OsStr) {
-        if let Some(journal) = self.journal.get() {
-            journal.put(&[Record::Unname {
-                ino,
-                parent: parent.ino,
-                name: name.as_bytes(),
-            }]);
-        }
-        if let Some(adopted) = self.adopted.get() {
-            let mut numbers = adopted.numbers.lock();
-            if !numbers.is_empty() {
-                numbers.remove(&(parent.ino, name.to_owned()));
-            }
-        }
-    }
-
-    /// Writes down that the inode of a number has lost a name, which the process before had no time for.
-    pub fn note_lost_name(&self, ino: u64, parent: NodeId, name: &OsStr) {
-        if let Ok(parent) = self.node(parent) {
-            self.note_number_without(ino, &parent, name);
-        }
-    }
-
     /// Forgets what the process before made for a request that it did not answer: the kernel was told nothing of it.
     pub fn disown(&self, ino: u64) {
         let handles: Vec<HandleId> = self.adopted.get().map_or_else(Vec::new, |adopted| {
@@ -596,77 +521,6 @@ impl Union {
         self.do_forget(ino, u64::MAX);
     }
 
-    /// To be held while lookups of a node are counted or given back and that is written down.
-    pub(super) fn order_of(&self, node: NodeId) -> Option<MutexGuard<'_, ()>> {
-        Some(self.journal.get()?.order_of(node))
-    }
-
-    /// Writes down how a file is reached that is about to lose its last name.
-    pub(super) fn note_grave(&self, inode: &Inode, dead: bool) -> Result<()> {
-        let upper = inode.upper().map(|part| part.node);
-        self.note_grave_as(inode, upper.as_ref(), dead)
-    }
-
-    /// The same; `upper`: its upper part, which is held open.
-    pub(super) fn note_grave_as(
-        &self,
-        inode: &Inode,
-        upper: Option<&Node>,
-        dead: bool,
-    ) -> Result<()> {
-        let (Some(journal), Some(of)) = (self.journal.get(), &self.stack.upper) else {
-            return Ok(());
-        };
-        let (metacopy, lowers) = {
-            let state = inode.state.read();
-            (state.metacopy, state.lowers.clone())
-        };
-        let mut grave = Grave {
-            upper: upper.and_then(|node| of.pinned(node)),
-            dead,
-            metacopy,
-            lowers: Vec::new(),
-        };
-        for lower in lowers.iter() {
-            let place = match &lower.node {
-                Node::Index(index) => LowerPlace::Index(*index),
-                Node::Path(_) | Node::Child(_) => match path_of(&lower.node) {
-                    Some(path) => LowerPlace::Path(path),
-                    None => continue,
-                },
-            };
-            grave.lowers.push((lower.layer, place));
-        }
-        journal.put(&[Record::Grave {
-            ino: inode.ino,
-            file_type: inode.file_type(),
-            grave,
-        }]);
-        Ok(())
-    }
-
-    /// Writes down an open file.
-    pub(super) fn note_open(&self, handle: HandleId, open: OpenFile) {
-        if let Some(journal) = self.journal.get() {
-            journal.put(&[Record::Open(handle, open)]);
-        }
-    }
-
-    /// Writes down the cookies of a listing, of which a reading was given a part.
-    pub(super) fn note_listing(&self, inode: &Inode) {
-        let (Some(journal), Some(dir)) = (self.journal.get(), &inode.dir) else {
-            return;
-        };
-        let cookies = dir
-            .listing
-            .lock()
-            .as_mut()
-            .and_then(|listing| listing.written_down());
-        if let Some(cookies) = cookies {
-            journal.put(&[Record::Listing(inode.ino, cookies)]);
-        }
-    }
-
     /// Has a listing that was loaded now go on with the cookies that the process before gave.
     pub(super) fn adopt_cookies(&self, inode: &Inode, listing: &mut Listing) {
         let Some(adopted) = self.adopted.get() else {
@@ -676,21 +530,6 @@ impl Union {
         let cookies = adopted.book.lock().listings.remove(&inode.ino);
         if let Some(cookies) = cookies {
             listing.take_cookies(&cookies);
-        }
-    }
-
-    /// Writes down that a file is closed.
-    pub(super) fn note_release(&self, handle: HandleId) {
-        if let Some(journal) = self.journal.get() {
-            journal.put(&[Record::Release(handle)]);
-        }
-    }
-
-    /// Whether another process can go on where this one stops.
-    pub fn can_be_taken_over(&self) -> io::Result<()> {
-        match self.journal.get() {
-            Some(journal) => journal::log_of(journal).map(drop),
-            None => Err(io::Error::other("there is no journal")),
         }
     }
 }

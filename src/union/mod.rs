@@ -33,6 +33,7 @@ mod lock;
 #[cfg(test)]
 mod models;
 mod namei;
+mod note;
 mod numbered;
 mod open;
 pub mod params;
