@@ -28,7 +28,7 @@ impl Filler {
         fstatvfs(&self.0).unwrap().f_bavail
     }
 
-    /// Leaves at most so many blocks to others.
+    /// Leaves so many blocks to others, or hardly more.
     fn leave(&self, blocks: u64) {
         // What is freed is there once the journal says so.
         rustix::fs::syncfs(&self.0).unwrap();
@@ -46,7 +46,8 @@ impl Filler {
                 Err(e) => panic!("{e}"),
             }
         }
-        assert!(self.free() <= blocks, "{} are free", self.free());
+        // The last of them it may lack a block of metadata for.
+        assert!(self.free() <= blocks + 2, "{} are free", self.free());
     }
 
     fn give_back(&self) {
