@@ -203,6 +203,11 @@ impl Serving {
             log::debug!("{walls:?}");
         }
         let (outside, mountpoint) = (self.outside.clone(), self.mounted.mountpoint.clone());
+        let first = is_first(role);
+        if let (Role::Worker(worker), true) = (role, first) {
+            // Programs may use the mount from here on, before its starter is told of it.
+            worker.say_ready();
+        }
         let threads = start_threads(
             session,
             &self.mounted.union,
@@ -216,11 +221,6 @@ impl Serving {
         // From here on the only files made are those of programs, whose own umask comes with each request. Any other
         // would take bits away that are set again by a call more.
         rustix::process::umask(rustix::fs::Mode::empty());
-        let first = is_first(role);
-        if let (Role::Worker(worker), true) = (role, first) {
-            // Programs may use the mount before its starter is told of it.
-            worker.say_ready();
-        }
         if first {
             let mountpoint = self.mounted.mountpoint.clone();
             self.outside
