@@ -70,6 +70,16 @@ impl Union {
         })
     }
 
+    /// How many subdirectories a directory has, all its layers together.
+    fn subdirs(&self, inode: &Inode) -> Result<u32> {
+        let dir = Self::dir_part(inode)?;
+        if dir.listing.lock().is_none() {
+            let _ops = dir.ops.lock();
+            self.load_listing(inode, usize::MAX)?;
+        }
+        Ok(dir.listing.lock().as_ref().map_or(0, |l| l.subdirs()))
+    }
+
     fn nlink(&self, inode: &Arc<Inode>, stat: &Stat) -> Result<u64> {
         let (merged, dead, indexed, nameless_lower) = {
             let state = inode.state.read();
@@ -92,13 +102,7 @@ impl Union {
                 return Ok(stat.nlink);
             }
             // As on ext4: its own name, `.`, and `..` of each subdirectory.
-            let dir = Self::dir_part(inode)?;
-            if dir.listing.lock().is_none() {
-                let _ops = dir.ops.lock();
-                self.load_listing(inode, usize::MAX)?;
-            }
-            let subdirs = dir.listing.lock().as_ref().map_or(0, |l| l.subdirs());
-            return Ok(2 + u64::from(subdirs));
+            return Ok(2 + u64::from(self.subdirs(inode)?));
         }
         if let Some(indexed) = indexed {
             return Ok(union_nlink(indexed.nlink, stat.nlink, indexed.lower_nlink));
@@ -182,6 +186,10 @@ impl Union {
         self.copy_up(&inode, how, Cause::new(reason, caller))?;
         let upper = self.upper()?;
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
+        if inode.is_dir() && !self.params.static_nlink && !inode.state.read().lowers.is_empty() {
+            // Part of the answer: where it cannot be known, nothing is to be changed.
+            self.subdirs(&inode)?;
+        }
         if uid.is_some() || gid.is_some() {
             // The filesystem below takes suid, sgid and capabilities away as it does for its own.
             apart_from_fill(&inode, || {
