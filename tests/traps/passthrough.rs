@@ -41,12 +41,22 @@ fn passthrough_really_is_on_for_root() {
 fn the_read_ahead_of_the_mount_is_raised() {
     require!(skip::privileged());
     let rig = Rig::new("read-ahead", "", |_| {});
-    // Once it can be asked, the daemon has done all that belongs to mounting.
-    rig.counter("inodes");
     let dev = fs::metadata(rig.mount.path()).unwrap().dev();
     let (major, minor) = (nix::sys::stat::major(dev), nix::sys::stat::minor(dev));
-    let set = fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")).unwrap();
-    assert!(set.trim().parse::<u32>().unwrap() > 128, "{set}");
+    // The mount is there a moment before the daemon has done all that belongs to mounting.
+    let begin = std::time::Instant::now();
+    loop {
+        let set =
+            fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")).unwrap();
+        if set.trim().parse::<u32>().unwrap() > 128 {
+            break;
+        }
+        assert!(
+            begin.elapsed() < std::time::Duration::from_secs(20),
+            "{set}"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
     rig.finish(|_| {});
 }
 
