@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
@@ -20,13 +20,8 @@ use super::super::record::Container;
 use super::super::runtime::{Runtime, code_of, remove_if_there};
 use super::clients::Clients;
 use super::streams::Streams;
-use super::{call, launch, signals, tell, tell_error};
+use super::{DRAIN, LOOK, call, launch, signals, tell, tell_error, wait_for};
 use crate::sys::daemon::detach_stdio;
-
-/// How long the output of a program that has ended may take to come to its end.
-const DRAIN: Duration = Duration::from_secs(1);
-/// How often it is looked whether a client that is behind has to be dropped, in milliseconds.
-const LOOK: u16 = 500;
 
 /// What is to be run.
 pub(in super::super) struct Beside<'a> {
@@ -196,15 +191,7 @@ fn attend(
         if let Some(input) = streams.input.as_ref().filter(|_| streams.input_waits()) {
             fds.push(PollFd::new(input.as_fd(), PollFlags::POLLOUT));
         }
-        let limit = if behind {
-            PollTimeout::from(LOOK)
-        } else {
-            PollTimeout::NONE
-        };
-        match poll(&mut fds, limit) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(e) => return call("wait in", Err(e.into())),
-        }
+        call("wait in", wait_for(&mut fds, behind))?;
         // None of these waits for anything.
         streams.write();
         clients.send();

@@ -27,6 +27,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -40,6 +41,11 @@ use crate::mount::{self, Background, Ending};
 pub(super) use beside::Beside;
 use launch::Launch;
 use run::Run;
+
+/// How long the output of a program that has ended may take to come to its end.
+const DRAIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether a client that is behind has to be dropped, in milliseconds.
+const LOOK: u16 = 500;
 
 /// How long a command that works on the container, or its last monitor, may keep its lock.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -73,6 +79,19 @@ fn tell(line: &str) -> io::Result<()> {
 fn tell_error(error: &ContainerError) -> io::Result<()> {
     let text = error.to_string().replace('\n', " ");
     tell(&format!("error {} {text}", error.run_code()))
+}
+
+/// Waits until one of these is ready. `behind`: some client is, and it has to be looked now and then whether it is to be dropped.
+fn wait_for(fds: &mut [PollFd<'_>], behind: bool) -> io::Result<()> {
+    let limit = if behind {
+        PollTimeout::from(LOOK)
+    } else {
+        PollTimeout::NONE
+    };
+    match poll(fds, limit) {
+        Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
 }
 
 fn call<T>(what: &'static str, result: io::Result<T>) -> Result<T, ContainerError> {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
@@ -22,14 +22,9 @@ use super::super::{bundle, lifecycle};
 use super::clients::Clients;
 use super::launch::{LOG, Launch};
 use super::streams::Streams;
-use super::{End, call, signals, tell};
+use super::{DRAIN, End, LOOK, call, signals, tell, wait_for};
 use crate::mount;
 use crate::sys::daemon::detach_stdio;
-
-/// How long the output of a program that has ended may take to come to its end.
-const DRAIN: Duration = Duration::from_secs(1);
-/// How often it is looked whether a client that is behind has to be dropped.
-const LOOK: u16 = 500;
 
 /// What there is to be heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,15 +180,7 @@ impl<'a> Run<'a> {
             .iter()
             .map(|(_, fd, flags)| PollFd::new(*fd, *flags))
             .collect();
-        let limit = if behind {
-            PollTimeout::from(LOOK)
-        } else {
-            PollTimeout::NONE
-        };
-        match poll(&mut fds, limit) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(e) => return Err(e.into()),
-        }
+        wait_for(&mut fds, behind)?;
         let mut ready: Vec<Source> = watched
             .iter()
             .zip(&fds)
