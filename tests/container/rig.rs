@@ -30,6 +30,18 @@ pub fn able() -> Result<(), String> {
     find("runc").or_else(|_| find("crun")).map(drop)
 }
 
+/// What a command printed that must have succeeded.
+#[track_caller]
+pub fn succeeded(finished: Finished, words: &[&str]) -> String {
+    assert!(
+        finished.success(),
+        "{words:?}: {:?}: {}",
+        finished.status,
+        finished.text
+    );
+    finished.text
+}
+
 impl Rig {
     /// A store with the image `bb`: busybox, and a user `web`.
     pub fn new(name: &str) -> Rig {
@@ -86,14 +98,7 @@ impl Rig {
     /// The same where it must succeed; gives what it printed.
     #[track_caller]
     pub fn must(&self, words: &[&str]) -> String {
-        let finished = self.acetate(words);
-        assert!(
-            finished.success(),
-            "{words:?}: {:?}: {}",
-            finished.status,
-            finished.text
-        );
-        finished.text
+        succeeded(self.acetate(words), words)
     }
 
     /// The same where it must end with this code; gives what it said.

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::common::program::{Finished, find, run};
 use crate::require;
-use crate::rig::{LIMIT, Rig, able, kill};
+use crate::rig::{LIMIT, Rig, able, kill, succeeded};
 
 const USER: u32 = 2777;
 /// The first of the ids that the user may give away.
@@ -68,14 +68,7 @@ impl Plain<'_> {
 
     #[track_caller]
     fn must(&self, words: &[&str]) -> String {
-        let finished = self.acetate(words);
-        assert!(
-            finished.success(),
-            "{words:?}: {:?}: {}",
-            finished.status,
-            finished.text
-        );
-        finished.text
+        succeeded(self.acetate(words), words)
     }
 }
 
