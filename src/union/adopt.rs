@@ -27,7 +27,7 @@ use crate::sys::sync::Mutex;
 use crate::sys::worker;
 
 /// Inode numbers, by the directory's number and the name there.
-type Numbers = HashMap<(u64, OsString), SmallVec<[u64; 1]>>;
+type NumbersByName = HashMap<(u64, OsString), SmallVec<[u64; 1]>>;
 
 /// What the process before left.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub(super) struct Adopted {
     book: Mutex<Book>,
     /// Which inodes a name stood for, by the directory's number; of those whose number nothing on disk tells. The name of
     /// one may be out of date. A leaf lock.
-    pub(super) numbers: Mutex<Numbers>,
+    pub(super) numbers: Mutex<NumbersByName>,
     /// How nodes are open. Immutable.
     opens: HashMap<NodeId, Arc<NodeOpen>>,
     /// Held while a node becomes an inode, before all other locks.
@@ -88,7 +88,7 @@ impl Union {
                 .or_insert_with(|| Arc::new(NodeOpen::adopted(open.node)));
             node.count_adopted(open, backings.get(&open.node));
         }
-        let mut numbers: HashMap<(u64, OsString), SmallVec<[u64; 1]>> = HashMap::new();
+        let mut numbers = NumbersByName::new();
         for (&ino, file) in book.files.iter().filter(|(ino, _)| is_dynamic(**ino)) {
             self.table.keep_number(ino);
             for name in &file.names {
