@@ -28,6 +28,7 @@ mod file;
 pub mod idmap;
 mod inode;
 mod journal;
+mod links;
 mod listing;
 mod lock;
 #[cfg(test)]
@@ -40,6 +41,7 @@ pub mod params;
 mod partial;
 pub mod probe;
 mod readdir;
+mod remove;
 mod rename;
 pub mod report;
 mod stack;

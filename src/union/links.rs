@@ -1,0 +1,171 @@
+//! Hard links, and the count of names that a file has in the union.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use super::Union;
+use super::attr::union_nlink;
+use super::cause::Cause;
+use super::copy_up::Copy;
+use super::error::{Error, Result};
+use super::inode::{Indexed, Inode, NlinkBase, UpperPart};
+use super::namei::FoundInode;
+use super::types::{Caller, Entry, NodeId};
+use crate::layer::Layer;
+use crate::layer::upper::{Mark, Replace, TimeSet, Upper};
+
+impl Union {
+    /// Writes down the union's link count relative to the upper's, before an operation that changes both alike: so the mark
+    /// is true before it, after it, and after a crash in between.
+    pub(crate) fn fix_nlink(&self, upper: &Upper, inode: &Inode) -> Result<()> {
+        let Some((indexed, part)) = Self::indexed(inode) else {
+            return Ok(());
+        };
+        let real = upper.stat(&part.node)?.nlink;
+        let nlink = union_nlink(indexed.nlink, real, indexed.lower_nlink);
+        let base = NlinkBase::Upper(nlink as i64 - real as i64);
+        self.set_nlink(upper, inode, &part, base)
+    }
+
+    fn set_nlink(
+        &self,
+        upper: &Upper,
+        inode: &Inode,
+        part: &UpperPart,
+        base: NlinkBase,
+    ) -> Result<()> {
+        upper.set_mark(&part.node, &Mark::Nlink(Some(base.to_text())))?;
+        if let Some(indexed) = inode.state.write().indexed_mut() {
+            indexed.nlink = base;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn indexed(inode: &Inode) -> Option<(Indexed, UpperPart)> {
+        let state = inode.state.read();
+        Some((state.indexed().cloned()?, state.upper.as_deref().cloned()?))
+    }
+
+    /// Gives an indexed inode its upper entry under a name that only a lower has so far. The number of names does not change.
+    /// Precondition: the directory's `ops` lock is held and the directory is in the upper.
+    pub(crate) fn link_up_locked(
+        &self,
+        upper: &Upper,
+        inode: &Inode,
+        parent: &Inode,
+        name: &OsStr,
+    ) -> Result<()> {
+        let Some((indexed, part)) = Self::indexed(inode) else {
+            return Ok(());
+        };
+        let dir = parent.upper().ok_or(Error::Errno(libc::EIO))?;
+        let real = upper.stat(&part.node)?.nlink;
+        let nlink = union_nlink(indexed.nlink, real, indexed.lower_nlink);
+        let base = NlinkBase::Lower(nlink as i64 - indexed.lower_nlink as i64);
+        self.set_nlink(upper, inode, &part, base)?;
+        let before = upper.stat(&dir.node)?;
+        self.mark_impure(upper, parent, &dir)?;
+        upper.link(&part.node, &dir.node, name, Replace::Nothing)?;
+        upper.set_times(
+            &dir.node,
+            Some(TimeSet::At(before.atime)),
+            Some(TimeSet::At(before.mtime)),
+        )?;
+        if let Some(listing) = Self::dir_part(parent)?.listing.lock().as_mut() {
+            listing.mark_upper(name);
+        }
+        self.fix_nlink(upper, inode)
+    }
+
+    pub(crate) fn do_link(
+        &self,
+        caller: &Caller,
+        node: NodeId,
+        new_parent: NodeId,
+        new_name: &OsStr,
+    ) -> Result<Entry> {
+        let inode = self.node(node)?;
+        let parent = self.node(new_parent)?;
+        let dir = Self::dir_part(&parent)?;
+        Self::check_new_name(new_name)?;
+        self.writable()?;
+        if inode.is_dir() {
+            return Err(Error::Errno(libc::EPERM));
+        }
+        self.complete_names(&inode)?;
+        self.copy_up(&parent, Copy::Meta, "new entry in it")?;
+        self.copy_up(&inode, Copy::Move, Cause::new("link", caller))?;
+        let upper = self.upper()?;
+        let _ops = dir.ops.lock();
+        let (part, nameless, has_origin) = {
+            let state = inode.state.read();
+            let part = state
+                .upper
+                .as_deref()
+                .cloned()
+                .ok_or(Error::Errno(libc::EIO))?;
+            (part, state.dentries.is_empty(), state.has_origin)
+        };
+        // An unlinked file cannot come back.
+        if nameless || parent.state.read().dead {
+            return Err(Error::Errno(libc::ENOENT));
+        }
+        let at = self.at_locked(&parent, new_name)?;
+        if at.upper || (at.lower && !at.whiteout) {
+            return Err(Error::Errno(libc::EEXIST));
+        }
+        let into = parent.upper().ok_or(Error::Errno(libc::EIO))?;
+        self.fix_nlink(upper, &inode)?;
+        if has_origin {
+            self.mark_impure(upper, &parent, &into)?;
+        }
+        let replace = if at.whiteout {
+            Replace::Whiteout
+        } else {
+            Replace::Nothing
+        };
+        upper.link(&part.node, &into.node, new_name, replace)?;
+        let kept = parent.shared_name(new_name);
+        inode.state.write().add_name(&parent, kept);
+        self.note_name(&inode, &parent, new_name);
+        if let Some(listing) = dir.listing.lock().as_mut() {
+            listing.insert_upper(new_name, inode.file_type(), inode.ino);
+        }
+        let stat = upper.stat(&part.node)?;
+        self.entry(&FoundInode { inode, stat })
+    }
+
+    /// A lower file with several names gets its index entry before one of them changes, so that the others stay right.
+    pub(crate) fn copy_up_linked(&self, inode: &Arc<Inode>, reason: &'static str) -> Result<()> {
+        let lower = {
+            let state = inode.state.read();
+            if state.upper.is_some() || inode.is_dir() || !self.params.index {
+                return Ok(());
+            }
+            state.lowers.first().cloned()
+        };
+        let Some(lower) = lower else { return Ok(()) };
+        if self.stack.lower(&lower).stat(&lower.node)?.nlink <= 1 {
+            return Ok(());
+        }
+        self.copy_up(inode, Copy::Meta, reason)
+    }
+
+    /// Drops the index entry of an inode that has no name left.
+    pub(crate) fn unindex(&self, upper: &Upper, inode: &Inode) -> Result<()> {
+        let Some((indexed, part)) = Self::indexed(inode) else {
+            return Ok(());
+        };
+        let real = upper.stat(&part.node)?.nlink;
+        if union_nlink(indexed.nlink, real, indexed.lower_nlink) > 0 {
+            return Ok(());
+        }
+        if !upper.is_pinned(&part.node) {
+            upper.pin(&part.node)?;
+            self.note_grave(inode, false)?;
+        }
+        upper.index_remove(&indexed.handle)?;
+        inode.state.write().set_indexed(None);
+        Ok(())
+    }
+}
