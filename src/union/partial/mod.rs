@@ -1,6 +1,7 @@
 //! Partial copy-up: a large lower file that is written to gets an upper file in which only the touched blocks are.
 //!
 //! - `file`: one such file, its map and its data;
+//! - `space`: its size and its holes;
 //! - `complete`: copying the rest, after which it is an ordinary file of the upper;
 //! - `recover`: what counts of it after its daemon or the machine died;
 //! - here: which files there are, how they come to be and how they are found again.
@@ -12,6 +13,7 @@
 mod complete;
 mod file;
 mod recover;
+mod space;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;

@@ -8,7 +8,8 @@
 use std::ops::Range;
 
 use super::super::error::Result;
-use super::file::{Partial, State, seek};
+use super::file::{Partial, State};
+use super::space::seek;
 
 impl Partial {
     /// Puts right what the end of the mount before may have left. `lost`: what was not durable may not be there; `found`: other
