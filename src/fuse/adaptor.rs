@@ -25,6 +25,7 @@ use super::reply::{
     reply_value,
 };
 use super::shared::{Shared, Turn};
+use crate::sys::panics::caught;
 use crate::union::{self, Error, Lookup, Result, SetAttr, Union};
 
 /// The largest count that the reply to `copy_file_range` can hold, in whole pages.
@@ -81,7 +82,9 @@ impl Filesystem for Adaptor {
     }
 
     fn destroy(&mut self) {
-        self.shared.union.shutdown();
+        if let Err(text) = caught(|| self.shared.union.shutdown()) {
+            log::error!("shutting down panicked: {text}");
+        }
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

@@ -16,6 +16,7 @@ use super::counters::Counters;
 use super::init::Settings;
 use super::passthrough::{Keeper, Registered};
 use super::shared::Shared;
+use crate::sys::panics::caught;
 use crate::sys::worker::put_in_place;
 use crate::union::{Backing, Journal, NodeId, Notify, Union};
 
@@ -128,7 +129,11 @@ impl Session {
         let (stale, notifier, pruner) = (self.stale, self.inner.notifier(), self.pruner);
         thread::Builder::new()
             .name("invalidate".into())
-            .spawn(move || invalidate(&stale, &notifier, pruner.as_ref()))?;
+            .spawn(move || {
+                one_by_one(&stale, |stale| {
+                    invalidate(stale, &notifier, pruner.as_ref())
+                });
+            })?;
         if let Some(device) = &self.resend {
             ask_to_resend(device)?;
         }
@@ -356,21 +361,49 @@ fn prune_message(nodes: &[NodeId]) -> Vec<u8> {
     message
 }
 
-fn invalidate(queue: &Receiver<Stale>, notifier: &Notifier, pruner: Option<&Pruner>) {
+/// Until nobody can queue anything any more. A panic costs the one that it happened at: without this thread the kernel would
+/// show stale data of all later ones.
+fn one_by_one(queue: &Receiver<Stale>, act: impl Fn(Stale)) {
     for stale in queue {
-        let (node, offset) = match stale {
-            Stale::Unused => {
-                if let Some(pruner) = pruner {
-                    pruner.prune();
-                }
-                continue;
-            }
-            Stale::Data(node) => (node, 0),
-            // By the kernel's rule: no data.
-            Stale::Attr(node) => (node, -1),
-        };
-        if let Err(e) = notifier.inval_inode(INodeNo(node), offset, 0) {
-            log::debug!("{stale:?} was not invalidated: {e}");
+        if let Err(text) = caught(|| act(stale)) {
+            log::error!("invalidating {stale:?} panicked: {text}");
         }
+    }
+}
+
+fn invalidate(stale: Stale, notifier: &Notifier, pruner: Option<&Pruner>) {
+    let (node, offset) = match stale {
+        Stale::Unused => {
+            if let Some(pruner) = pruner {
+                pruner.prune();
+            }
+            return;
+        }
+        Stale::Data(node) => (node, 0),
+        // By the kernel's rule: no data.
+        Stale::Attr(node) => (node, -1),
+    };
+    if let Err(e) = notifier.inval_inode(INodeNo(node), offset, 0) {
+        log::debug!("{stale:?} was not invalidated: {e}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_does_not_end_the_thread_that_invalidates() {
+        let (sender, queue) = channel();
+        for stale in [Stale::Data(2), Stale::Attr(3), Stale::Data(4)] {
+            sender.send(stale).unwrap();
+        }
+        drop(sender);
+        let seen = Mutex::new(Vec::new());
+        one_by_one(&queue, |stale| match stale {
+            Stale::Data(node) => seen.lock().push(node),
+            _ => panic!("planned"),
+        });
+        assert_eq!(*seen.lock(), [2, 4]);
     }
 }

@@ -1,7 +1,6 @@
 //! What all requests of a mount have in common: they are counted, their panics answer `EIO`, and the long ones keep no
 //! other waiting.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -12,6 +11,7 @@ use parking_lot::Mutex;
 use super::counters::{Counters, Op};
 use super::init::{Agreed, Settings};
 use super::passthrough::{Keeper, Registrar};
+use crate::sys::panics::caught;
 use crate::union::Union;
 
 /// Shared by all threads that serve a mount.
@@ -75,12 +75,7 @@ impl Shared {
 
     fn work(&self, op: Op, work: impl FnOnce(&Union)) {
         let start = Instant::now();
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(&self.union))) {
-            let text = panic
-                .downcast_ref::<&str>()
-                .map(|text| (*text).to_owned())
-                .or_else(|| panic.downcast_ref::<String>().cloned())
-                .unwrap_or_default();
+        if let Err(text) = caught(|| work(&self.union)) {
             log::error!("{} panicked and answers EIO: {text}", op.name());
         }
         self.counters.add(op, start.elapsed());
@@ -91,7 +86,7 @@ impl Shared {
 
     /// Asks something on whose answer no data hangs. A panic, which was logged, means no: the thread must not end of it.
     pub(super) fn ask(&self, question: impl FnOnce(&Union) -> bool) -> bool {
-        catch_unwind(AssertUnwindSafe(|| question(&self.union))).unwrap_or(false)
+        caught(|| question(&self.union)).unwrap_or(false)
     }
 
     /// As `serve`; but where only one thread of the session may be left, work that may take long is handed to a thread of its

@@ -1,12 +1,12 @@
 //! The thread that completes, at idle priority, the files that were copied up by blocks, and what is left of that at the end.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::options::Complete;
+use crate::sys::panics::caught;
 use crate::sys::priority;
 use crate::union::Union;
 
@@ -57,13 +57,12 @@ impl Completing {
                 };
                 while stopped.recv_timeout(period) == Err(RecvTimeoutError::Timeout) {
                     let Some(union) = union.upgrade() else { return };
-                    let tend = AssertUnwindSafe(|| union.tend_partial(quiet, &asked));
-                    match catch_unwind(tend) {
+                    match caught(|| union.tend_partial(quiet, &asked)) {
                         Ok(Ok(())) => {}
                         // Each file's own was logged where it happened.
                         Ok(Err(e)) => log::debug!("completing: {e}"),
-                        // What it panicked at was logged too. One file must not keep all others from being completed.
-                        Err(_) => log::error!("the thread that completes files goes on"),
+                        // One file must not keep all others from being completed.
+                        Err(text) => log::error!("completing panicked and goes on: {text}"),
                     }
                 }
             });

@@ -16,12 +16,15 @@ use super::outside::Outside;
 use super::state::{self, Found, Record};
 use crate::fuse::Counters;
 use crate::sys::mount::{mount_table, set_filesystem_read_only};
+use crate::sys::panics::caught;
 use crate::union::{Change, Completed, Explanation, StatsSnapshot, Union};
 
 /// A client that says nothing must not keep others waiting.
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
 /// A diff of a large upper takes its time.
 const ANSWER_LIMIT: Duration = Duration::from_secs(600);
+/// How long nobody is listened to after somebody could not be.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Longer than any question: a path, in JSON.
 const LONGEST_QUESTION: u64 = 64 << 10;
 
@@ -107,12 +110,22 @@ impl Control {
             .name("control".into())
             .spawn(move || {
                 for client in listener.incoming() {
+                    let client = match client {
+                        Ok(client) => client,
+                        Err(e) => {
+                            // That of too many open files lasts, and the client that waits is met again at once.
+                            log::warn!("a question was not heard: {e}");
+                            thread::sleep(PAUSE);
+                            continue;
+                        }
+                    };
                     let (info, union) = (info.clone(), union.clone());
                     let (counters, outside) = (counters.clone(), outside.clone());
                     // On a thread of its own: a completion takes its time.
                     let started = thread::Builder::new().name("answer".into()).spawn(move || {
-                        let answered = client
-                            .and_then(|client| answer(client, &info, &union, &counters, &outside));
+                        let answered = converse(client, |question| {
+                            answer(question, &info, &union, &counters, &outside)
+                        });
                         if let Err(e) = answered {
                             log::debug!("a question was not answered: {e}");
                         }
@@ -132,19 +145,37 @@ impl Drop for Control {
     }
 }
 
-fn answer(
+/// Reads a question and sends its answer: an error where finding it panics.
+fn converse(
     client: UnixStream,
-    info: &Info,
-    union: &Weak<Union>,
-    counters: &Counters,
-    outside: &Outside,
+    answer: impl FnOnce(Question) -> io::Result<Vec<u8>>,
 ) -> io::Result<()> {
     client.set_read_timeout(Some(CLIENT_LIMIT))?;
     client.set_write_timeout(Some(CLIENT_LIMIT))?;
     let mut line = String::new();
     BufReader::new((&client).take(LONGEST_QUESTION)).read_line(&mut line)?;
     let question: Question = serde_json::from_str(&line)?;
-    let mut text = match (question, union.upgrade()) {
+    let asked = format!("{question:?}");
+    let mut text = match caught(|| answer(question)) {
+        Ok(text) => text?,
+        Err(text) => {
+            log::error!("{asked} panicked: {text}");
+            let told = Answer::<()>::Error("a fault in the daemon: its log tells more".into());
+            serde_json::to_vec(&told)?
+        }
+    };
+    text.push(b'\n');
+    (&client).write_all(&text)
+}
+
+fn answer(
+    question: Question,
+    info: &Info,
+    union: &Weak<Union>,
+    counters: &Counters,
+    outside: &Outside,
+) -> io::Result<Vec<u8>> {
+    Ok(match (question, union.upgrade()) {
         (_, None) => serde_json::to_vec(&Answer::<()>::Error("the mount is gone".into()))?,
         (Question::Info, _) => serde_json::to_vec(&Answer::Ok(info))?,
         (Question::Stats, Some(union)) => {
@@ -165,9 +196,7 @@ fn answer(
             to_json(union.complete(path, &|| false))?
         }
         (Question::ReadOnly(wanted), Some(_)) => to_json(outside.set_read_only(wanted))?,
-    };
-    text.push(b'\n');
-    (&client).write_all(&text)
+    })
 }
 
 /// The daemon sees the mount where it made it, which its clients in other namespaces may not.
@@ -266,4 +295,20 @@ pub fn complete(path: &Path) -> Result<Completed, MountError> {
 /// Makes a mount read-only, wherever it is visible, or writable again. Fails where a file is open for writing.
 pub fn set_read_only(dir: &Path, read_only: bool) -> Result<(), MountError> {
     put(&state::living_at(dir)?, dir, &Question::ReadOnly(read_only))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_told_the_client_that_asked() {
+        let (asking, asked) = UnixStream::pair().unwrap();
+        (&asking).write_all(b"\"diff\"\n").unwrap();
+        converse(asked, |_| panic!("planned")).unwrap();
+        match serde_json::from_reader(&asking).unwrap() {
+            Answer::<Vec<Change>>::Error(text) => assert!(text.contains("fault"), "{text}"),
+            answer => panic!("{answer:?}"),
+        }
+    }
 }

@@ -25,6 +25,7 @@ use crate::sys::daemon::{
 };
 use crate::sys::memory;
 use crate::sys::mount as sys_mount;
+use crate::sys::panics::caught;
 use crate::sys::sandbox;
 use crate::sys::worker;
 use crate::union::Union;
@@ -451,7 +452,9 @@ fn unmount_on(signals: &SigSet, mountpoint: &Path, outside: &Outside, on_notice:
     loop {
         match signals.wait() {
             Ok(worker::NOTICE) => {
-                on_notice();
+                if let Err(text) = caught(on_notice) {
+                    log::error!("the supervisor's end was not noted, a panic: {text}");
+                }
                 continue;
             }
             Ok(signal) => log::info!("{signal}: unmounting {}", mountpoint.display()),
@@ -460,7 +463,7 @@ fn unmount_on(signals: &SigSet, mountpoint: &Path, outside: &Outside, on_notice:
                 return;
             }
         }
-        match outside.unmount(lazy) {
+        match caught(|| outside.unmount(lazy)).unwrap_or_else(|text| Err(io::Error::other(text))) {
             Ok(()) => return,
             Err(e) => log::error!(
                 "{} is not unmounted: {e}; the next signal detaches it",

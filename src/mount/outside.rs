@@ -32,6 +32,7 @@ use crate::sys::daemon::{Beside, close_all_but, detach_stdio, fork_beside};
 use crate::sys::elsewhere;
 use crate::sys::memory;
 use crate::sys::mount as sys_mount;
+use crate::sys::panics::caught;
 use crate::sys::worker;
 
 /// The kernel reads ahead as far as on a disk that is striped; FUSE's own limit is 128 KiB.
@@ -357,7 +358,8 @@ fn attend(scene: &Scene, orders: &OwnedFd, questions: OwnedFd) -> io::Result<()>
             _ => None,
         };
         let done = match done {
-            Some(order) => scene.follow(order, from),
+            Some(order) => caught(|| scene.follow(order, from))
+                .unwrap_or_else(|text| Err(io::Error::other(text))),
             None => Err(io::ErrorKind::InvalidInput.into()),
         };
         let answer = [number, &encode(done)].concat();

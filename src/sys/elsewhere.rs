@@ -20,6 +20,7 @@ use rustix::net::{
 };
 
 use super::handle::{self, MAX_HANDLE};
+use super::panics::caught;
 use super::task;
 
 /// The other end, once it is to be asked. Held from a question until its answer.
@@ -134,7 +135,9 @@ pub fn answer(socket: &OwnedFd) -> io::Result<()> {
         });
         let question = question.get(..got).unwrap_or_default();
         let (number, question) = question.split_at_checked(NUMBER).unwrap_or_default();
-        let answer = [number, &answer_to(question, sent)].concat();
+        // As for a question that is none.
+        let found = caught(|| answer_to(question, sent)).unwrap_or_else(|_| vec![0]);
+        let answer = [number, &found].concat();
         retry_on_intr(|| send(socket, &answer, SendFlags::NOSIGNAL))?;
     }
 }

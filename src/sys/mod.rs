@@ -10,6 +10,7 @@ pub mod memory;
 pub mod mount;
 pub mod mount_clone;
 pub mod mountinfo;
+pub mod panics;
 pub mod path_fd;
 pub mod priority;
 pub mod sandbox;

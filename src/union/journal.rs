@@ -19,6 +19,7 @@ use std::sync::atomic::Ordering;
 use super::book::Book;
 use super::listing::Cookies;
 use super::types::{HandleId, NodeId};
+use crate::sys::panics::caught;
 use crate::sys::shared_log::{SharedLog, Word};
 use crate::sys::sync::{AtomicBool, Mutex, MutexGuard};
 
@@ -440,7 +441,9 @@ impl Journal {
             let started = std::thread::Builder::new()
                 .name("condense".into())
                 .spawn(move || {
-                    journal.condense();
+                    if let Err(text) = caught(|| journal.condense()) {
+                        log::error!("condensing the journal panicked: {text}");
+                    }
                     journal.condensing.store(false, Ordering::Relaxed);
                 });
             if let Err(e) = started {

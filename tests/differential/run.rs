@@ -77,6 +77,8 @@ pub fn random(name: &str, against: Against, variant: Variant, default: u32) {
     let config = Config {
         cases: sequences(default),
         max_shrink_iters: 1500,
+        // Well before whoever runs the tests ends this one, and its message with it.
+        max_shrink_time: 90_000,
         failure_persistence: None::<Box<FileFailurePersistence>>.map(|p| p as _),
         ..Config::default()
     };
@@ -91,7 +93,11 @@ pub fn random(name: &str, against: Against, variant: Variant, default: u32) {
     let count = Cell::new(0_u32);
     let result = runner.run(&generate::case(variant), |case| {
         count.set(count.get() + 1);
-        run(&case, against).map_err(TestCaseError::fail)
+        run(&case, against).map_err(|reason| {
+            // At once: what does not come about a second time is not found again by shrinking it.
+            eprintln!("{name}, sequence {}: {reason}", count.get());
+            TestCaseError::fail(reason)
+        })
     });
     match result {
         Ok(()) => println!("{name}: {} sequences in {:?}", count.get(), begin.elapsed()),
