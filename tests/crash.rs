@@ -9,6 +9,8 @@
 #[path = "crash/check.rs"]
 mod check;
 mod common;
+#[path = "crash/copies.rs"]
+mod copies;
 #[path = "crash/disk.rs"]
 mod disk;
 #[path = "crash/model.rs"]

@@ -32,6 +32,21 @@ pub fn overlay_directories(mountinfo: &[u8]) -> Vec<PathBuf> {
     found
 }
 
+/// The options that the filesystem of a device, as `stat` tells it, was mounted with, from the text of `/proc/self/mountinfo`;
+/// `None` where no mount of it can be seen.
+pub fn filesystem_options(mountinfo: &[u8], dev: u64) -> Option<Vec<Vec<u8>>> {
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    let number = format!("{major}:{minor}");
+    let line = mountinfo
+        .split(|b| *b == b'\n')
+        .find(|line| line.split(|b| *b == b' ').nth(2) == Some(number.as_bytes()))?;
+    let mut fields = line
+        .split(|b| *b == b' ')
+        .skip_while(|f| *f != b"-")
+        .skip(3);
+    Some(split_options(&unescape(fields.next()?)))
+}
+
 /// Undoes the octal escapes of blanks and backslashes.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
@@ -89,5 +104,13 @@ mod tests {
             38 25 0:33 / /o rw - overlay o rw,lowerdir=l,upperdir=u,workdir=w\n";
         let found = overlay_directories(text);
         assert_eq!(found, [PathBuf::from("/a b/u"), PathBuf::from("/w")]);
+    }
+    #[test]
+    fn finds_the_options_of_a_device() {
+        let text =
+            b"36 25 8:17 / /m rw,noatime shared:9 - xfs /dev/sdb1 rw,attr2,logdev=/dev/sdc\n";
+        let options = filesystem_options(text, rustix::fs::makedev(8, 17)).unwrap();
+        assert_eq!(options, [&b"rw"[..], b"attr2", b"logdev=/dev/sdc"]);
+        assert_eq!(filesystem_options(text, rustix::fs::makedev(8, 1)), None);
     }
 }

@@ -6,8 +6,8 @@
 //!
 //! # What is synced
 //!
-//! After a power cut the name must show the lower file or the whole copy. So data that was written is synced before the name
-//! is given, as the kernel's overlayfs does. Where none was written (attributes alone, a truncation to nothing, a clone,
+//! After a power cut the name must show the lower file or the whole copy. So data that was copied is on the disk before the name
+//! is, as with the kernel's overlayfs. Where none was written (attributes alone, a truncation to nothing, a clone,
 //! directories, symlinks) there are changes of metadata only, and the rename that publishes them is the last. It cannot survive
 //! them where the filesystem keeps their order:
 //!
@@ -21,8 +21,8 @@
 //! There a sync of each file, which is a commit of the journal, gives nothing that a program was promised: what it asks to be
 //! durable it fsyncs itself, and that reaches the upper file. This is the kernel's own choice with `metacopy=on`.
 //!
-//! Elsewhere, and where data was written, each copy is synced: delayed allocation writes data after the rename's
-//! transaction, and a disk's cache is flushed for the journal's device alone.
+//! Where data was written, delayed allocation would write it after the rename's transaction: so it is written out before, which is no
+//! commit of the journal either (see the upper's `order`). Elsewhere each copy is synced.
 
 use std::ffi::OsString;
 use std::fs::File;

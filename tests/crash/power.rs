@@ -150,14 +150,14 @@ fn record(below: Below, stand: &mut Stand, shelf: &Shelf, seed: u64, options: &s
 }
 
 /// Where images lie: in memory, where there is room.
-struct Shelf {
-    scratch: Scratch,
+pub(crate) struct Shelf {
+    pub(crate) scratch: Scratch,
     /// A filesystem with nothing in it.
-    empty: PathBuf,
+    pub(crate) empty: PathBuf,
 }
 
 impl Shelf {
-    fn new(fstype: &str) -> Result<Shelf, String> {
+    pub(crate) fn new(fstype: &str) -> Result<Shelf, String> {
         let memory = Path::new("/dev/shm");
         let room =
             rustix::fs::statfs(memory).is_ok_and(|s| s.f_bavail * s.f_bsize as u64 > 1 << 30);
@@ -175,7 +175,7 @@ impl Shelf {
     }
 }
 
-fn apply(image: &File, event: &Event) {
+pub(crate) fn apply(image: &File, event: &Event) {
     match event {
         Event::Write { at, data } => image.write_all_at(data, *at).unwrap(),
         Event::Discard { at, len } => disk::discard(image, *at, *len).unwrap(),

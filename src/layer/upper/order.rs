@@ -5,14 +5,24 @@
 //! was renamed, without the whiteout that the rename left, or the other way round. So on btrfs names are committed before any
 //! fsync, and copies are not fsynced but written: a commit has their data along with their names (found by cutting the
 //! power).
+//!
+//! A copy has to be on the disk when its name is. An fsync of each would do, but it commits the journal, for which whoever changes
+//! anything there waits, and the name that follows is not durable by it. Where the order is kept it is enough that the data has
+//! been written and the file's blocks are recorded as such before the name is given: that is one transaction with the name, or an
+//! earlier one, and a journal on the same device flushes the device's cache before each of its commits, so also the data that the
+//! device had taken by then. ext4 and xfs end the writeback of a page only after they have recorded its block as
+//! written, in a transaction that is open at least. So the guarantee is that of the kernel's overlayfs, which fsyncs: the lower file or
+//! all of the copy. It takes a journal, which ext4 may lack, on the device of the data; where neither can be seen to be so, copies
+//! are fsynced.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Upper;
-use crate::sys::writeback;
+use crate::sys::{mountinfo, writeback};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -29,6 +39,8 @@ enum Kind {
 pub(super) struct Order {
     /// Immutable.
     kind: Kind,
+    /// Data that was written is durable once a later change of a name is (see above). Immutable.
+    follows_data: bool,
     /// Names were changed since they were last committed. Atomic.
     names: AtomicBool,
 }
@@ -53,8 +65,13 @@ impl Order {
             Ok(fs) if fs.f_type == BTRFS => Kind::Log,
             Ok(_) | Err(_) => Kind::Other,
         };
+        let follows_data = match rustix::fs::fstat(root) {
+            Ok(stat) if kind == Kind::Journal => follows_data(stat.st_dev as u64),
+            Ok(_) | Err(_) => false,
+        };
         Order {
             kind,
+            follows_data,
             // Those of the mount before.
             names: AtomicBool::new(true),
         }
@@ -75,6 +92,9 @@ impl Upper {
 
     /// Sees to it that a file's data is never missing where its later name survives a power cut.
     pub fn sync_copy(&self, file: &File) -> io::Result<()> {
+        if self.order.follows_data {
+            return writeback::write_out(file.as_fd());
+        }
         if self.order.kind == Kind::Log {
             match writeback::finish_btrfs(file.as_fd()) {
                 Ok(()) => return Ok(()),
@@ -107,5 +127,105 @@ impl Upper {
             self.order.names.store(true, Ordering::Release);
         }
         committed
+    }
+}
+
+/// Whether the ext4 or xfs on a device has its journal there too, and the kernel leaves out nothing that it is to write.
+fn follows_data(dev: u64) -> bool {
+    if !writes_all(rustix::system::uname().release().to_bytes()) {
+        return false;
+    }
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    let Ok(device) = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}")) else {
+        return false;
+    };
+    let Some(device) = device.file_name() else {
+        return false;
+    };
+    // Only an ext4 with a journal has an entry there.
+    if let Ok(journals) = std::fs::read_dir("/proc/fs/jbd2")
+        && journals
+            .flatten()
+            .any(|journal| lies_on(journal.file_name().as_bytes(), device.as_bytes()))
+    {
+        return true;
+    }
+    let options = std::fs::read("/proc/self/mountinfo")
+        .ok()
+        .and_then(|mounts| mountinfo::filesystem_options(&mounts, dev));
+    let is_xfs = std::fs::symlink_metadata(format!("/sys/fs/xfs/{}", device.display())).is_ok();
+    is_xfs && options.is_some_and(|options| has_one_device(&options))
+}
+
+/// Whether a kernel of this release has `SYNC_FILE_RANGE_WRITE_AND_WAIT`: 5.2 and later.
+fn writes_all(release: &[u8]) -> bool {
+    let mut numbers = release
+        .split(|b| !b.is_ascii_digit())
+        .map(|digits| std::str::from_utf8(digits).ok()?.parse::<u32>().ok());
+    match (numbers.next().flatten(), numbers.next().flatten()) {
+        (Some(major), Some(minor)) => (major, minor) >= (5, 2),
+        _ => false,
+    }
+}
+
+/// Whether a journal is an inode of the filesystem on this device: that is told by the inode's number behind the device's name.
+/// A journal on a device of its own is called like that device.
+fn lies_on(journal: &[u8], device: &[u8]) -> bool {
+    let inode = journal
+        .strip_prefix(device)
+        .and_then(|rest| rest.strip_prefix(b"-"));
+    inode.is_some_and(|inode| !inode.is_empty() && inode.iter().all(u8::is_ascii_digit))
+}
+
+/// Whether an xfs that was mounted with these options has its log and all of its data on one device.
+fn has_one_device(options: &[Vec<u8>]) -> bool {
+    let elsewhere =
+        |option: &Vec<u8>| option.starts_with(b"logdev=") || option.starts_with(b"rtdev=");
+    !options.iter().any(elsewhere)
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn a_journal_of_its_own_device_is_not_taken_for_one_of_the_data() {
+        assert!(lies_on(b"vda1-8", b"vda1"));
+        assert!(lies_on(b"dm-0-8", b"dm-0"));
+        for journal in [
+            &b"vda1"[..],
+            b"vda1-",
+            b"vda11-8",
+            b"vda1-8x",
+            b"loop1",
+            b"dm-0",
+        ] {
+            assert!(!lies_on(journal, b"vda1"), "{journal:?}");
+        }
+        assert!(!lies_on(b"dm-0", b"dm-0"));
+    }
+
+    #[test]
+    fn kernels_that_leave_pages_out_are_told_apart() {
+        for release in [&b"5.2.0"[..], b"6.18.44-x", b"5.10", b"10.0.1"] {
+            assert!(writes_all(release), "{release:?}");
+        }
+        for release in [&b"5.1.21"[..], b"4.19.0-6-amd64", b"", b"6", b"x.y"] {
+            assert!(!writes_all(release), "{release:?}");
+        }
+    }
+
+    #[test]
+    fn an_xfs_on_several_devices_is_told_apart() {
+        let options = |text: &str| {
+            text.split(',')
+                .map(|o| o.as_bytes().to_vec())
+                .collect::<Vec<_>>()
+        };
+        assert!(has_one_device(&options(
+            "rw,attr2,inode64,logbufs=8,noquota"
+        )));
+        assert!(!has_one_device(&options("rw,logdev=/dev/sdb")));
+        assert!(!has_one_device(&options("rw,rtdev=/dev/sdb")));
     }
 }
