@@ -1,6 +1,7 @@
 //! The only unsafe code: system calls that no crate wraps, and calls on descriptors that were opened with `O_PATH`.
 
 pub mod caps;
+pub mod cpu_clock;
 pub mod daemon;
 pub mod elsewhere;
 pub mod fusedev;

@@ -205,7 +205,10 @@ impl Stand {
                 let Some(last) = mounts.last() else {
                     return Err(BenchError::Wrong("nothing was mounted".into()));
                 };
-                let act = || self.look(axis, number, &mounts, last);
+                let counts = system.kind == Kind::Acetate;
+                let begun = Daemon::now(last.pid(), &last.dir, false);
+                let idle = memory(&mounts);
+                let act = || self.look(axis, number, &mounts, last, counts);
                 match self.scene.limited(self.limit, last.pid(), act) {
                     (_, true) => {
                         let text = format!("stopped after {} s", self.limit.as_secs());
@@ -213,6 +216,10 @@ impl Stand {
                     }
                     (found, false) => found.map(|figures| Figures {
                         mount_us: (axis != Axis::Clients).then_some(took.as_secs_f64() * 1e6),
+                        mount_cpu_us: begun
+                            .filter(|_| axis != Axis::Clients)
+                            .map(|daemon| daemon.cpu * 1e6),
+                        idle_memory: idle,
                         ..figures
                     }),
                 }
@@ -263,6 +270,7 @@ impl Stand {
         number: u64,
         mounts: &[Mounted],
         last: &Mounted,
+        counts: bool,
     ) -> Result<Figures, BenchError> {
         let dir = &last.dir;
         let below = match axis {
@@ -270,26 +278,32 @@ impl Stand {
             _ => dir.join("d0"),
         };
         let mut figures = Figures::default();
+        let now = || Daemon::now(last.pid(), dir, counts);
         if axis != Axis::Clients {
+            let before = now();
             figures.lookup_us = Some(names(&below, "f", true)?);
+            if let Some(used) = used(before, now()) {
+                figures.lookup_cpu_us = Some(used.cpu * 1e6 / NAMES as f64);
+                figures.lookup_requests = counts.then(|| used.asked() as f64 / NAMES as f64);
+            }
             figures.missing_us = Some(names(&below, "none", false)?);
         }
+        let before = now();
         match axis {
             Axis::Files => {
                 let begin = Instant::now();
-                let seen = stage::walk(dir).map_err(at("cannot walk", dir))?;
-                figures.walk_us = Some(begin.elapsed().as_secs_f64() * 1e6 / seen.max(1) as f64);
+                let seen = stage::walk(dir).map_err(at("cannot walk", dir))?.max(1);
+                figures.walk_us = Some(begin.elapsed().as_secs_f64() * 1e6 / seen as f64);
+                figures.walk_cpu_us = used(before, now()).map(|used| used.cpu * 1e6 / seen as f64);
             }
-            Axis::Clients => figures.walk_us = Some(self.clients(dir, number)?),
+            Axis::Clients => {
+                figures.walk_us = Some(self.clients(dir, number)?);
+                let seen = (number * WALKED) as f64;
+                figures.walk_cpu_us = used(before, now()).map(|used| used.cpu * 1e6 / seen);
+            }
             Axis::Layers | Axis::Mounts => {}
         }
-        let used: Vec<u64> = mounts
-            .iter()
-            .filter_map(|m| Some(Daemon::now(m.pid(), &m.dir, false)?.memory))
-            .collect();
-        if !used.is_empty() {
-            figures.memory = Some(used.iter().sum::<u64>() / used.len() as u64);
-        }
+        figures.memory = memory(mounts);
         Ok(figures)
     }
 
@@ -318,6 +332,21 @@ impl Stand {
         walked.into_iter().collect::<Result<(), _>>()?;
         Ok(took.as_secs_f64() * 1e6 / (number * WALKED) as f64)
     }
+}
+
+/// Bytes of memory that are each daemon's own, the mean of all.
+fn memory(mounts: &[Mounted]) -> Option<u64> {
+    let used: Vec<u64> = mounts
+        .iter()
+        .filter_map(|m| Some(Daemon::now(m.pid(), &m.dir, false)?.memory))
+        .collect();
+    let count = used.len() as u64;
+    (count > 0).then(|| used.iter().sum::<u64>() / count)
+}
+
+/// What a daemon used between two moments.
+fn used(before: Option<Daemon>, after: Option<Daemon>) -> Option<Daemon> {
+    Some(after?.since(&before?))
 }
 
 /// Looks up names that the kernel has not asked for yet; microseconds each.

@@ -33,20 +33,38 @@ const fn time(
     }
 }
 
-const fn memory(axis: Axis, title: &'static str, words: &'static str) -> Plot {
+const fn memory(
+    axis: Axis,
+    title: &'static str,
+    words: &'static str,
+    figure: fn(&Figures) -> Option<f64>,
+) -> Plot {
     Plot {
         axis,
         title,
         words,
         unit: "memory of the daemon's own",
-        figure: |f| f.memory.map(|bytes| bytes as f64),
+        figure,
         write: decimal,
     }
 }
 
+fn used_memory(figures: &Figures) -> Option<f64> {
+    figures.memory.map(|bytes| bytes as f64)
+}
+
+fn idle_memory(figures: &Figures) -> Option<f64> {
+    figures.idle_memory.map(|bytes| bytes as f64)
+}
+
+/// A mean of counts.
+fn few(value: f64) -> String {
+    format!("{value:.2}")
+}
+
 const MOUNT: &str = "time until the root is listed";
 
-const PLOTS: [Plot; 12] = [
+const PLOTS: [Plot; 20] = [
     time(
         Axis::Layers,
         "More layers: the mount",
@@ -56,11 +74,33 @@ const PLOTS: [Plot; 12] = [
     ),
     time(
         Axis::Layers,
+        "More layers: the daemon's work for the mount",
+        "Its processor time until the root is listed, which other work of the machine hardly changes.",
+        "processor time until the root is listed",
+        |f| f.mount_cpu_us,
+    ),
+    time(
+        Axis::Layers,
         "More layers: looking up a name",
         "The name lies in the lowest layer, and every layer has the directory. A flat line asks no layer twice.",
         "stat of a new name",
         |f| f.lookup_us,
     ),
+    time(
+        Axis::Layers,
+        "More layers: the daemon's work for a name",
+        "Its processor time for each stat of a new name.",
+        "processor time, each name",
+        |f| f.lookup_cpu_us,
+    ),
+    Plot {
+        axis: Axis::Layers,
+        title: "More layers: questions for a name",
+        words: "How often the kernel asks the daemon for each of them.",
+        unit: "requests, each name",
+        figure: |f| f.lookup_requests,
+        write: few,
+    },
     time(
         Axis::Layers,
         "More layers: a name that is not there",
@@ -72,6 +112,7 @@ const PLOTS: [Plot; 12] = [
         Axis::Layers,
         "More layers: memory",
         "After a thousand names were looked up.",
+        used_memory,
     ),
     time(
         Axis::Files,
@@ -79,6 +120,12 @@ const PLOTS: [Plot; 12] = [
         "What is not looked at should cost nothing: a flat line.",
         MOUNT,
         |f| f.mount_us,
+    ),
+    memory(
+        Axis::Files,
+        "More files: memory of a mount that nobody used",
+        "When nothing but the root was listed.",
+        idle_memory,
     ),
     time(
         Axis::Files,
@@ -89,15 +136,30 @@ const PLOTS: [Plot; 12] = [
     ),
     time(
         Axis::Files,
+        "More files: the daemon's work for a name",
+        "Its processor time for each stat of a new name.",
+        "processor time, each name",
+        |f| f.lookup_cpu_us,
+    ),
+    time(
+        Axis::Files,
         "More files: a walk over all of them",
         "The time of each entry.",
         "each entry",
         |f| f.walk_us,
     ),
+    time(
+        Axis::Files,
+        "More files: the daemon's work for the walk",
+        "Its processor time for each entry.",
+        "processor time, each entry",
+        |f| f.walk_cpu_us,
+    ),
     memory(
         Axis::Files,
         "More files: memory",
         "After a walk over everything, while the kernel still remembers what it has seen.",
+        used_memory,
     ),
     time(
         Axis::Clients,
@@ -108,11 +170,25 @@ const PLOTS: [Plot; 12] = [
         |f| f.walk_us,
     ),
     time(
+        Axis::Clients,
+        "More programs at once: the daemon's work",
+        "Its processor time for each entry of all of them. A line that does not rise loses nothing by programs being in each other's way.",
+        "processor time, each entry",
+        |f| f.walk_cpu_us,
+    ),
+    time(
         Axis::Mounts,
         "More mounts: one more",
         "Of the same layers; the last mount, until its root is listed.",
         MOUNT,
         |f| f.mount_us,
+    ),
+    time(
+        Axis::Mounts,
+        "More mounts: the daemon's work for one more",
+        "Its processor time until the root is listed.",
+        "processor time until the root is listed",
+        |f| f.mount_cpu_us,
     ),
     time(
         Axis::Mounts,
@@ -125,6 +201,7 @@ const PLOTS: [Plot; 12] = [
         Axis::Mounts,
         "More mounts: memory of each",
         "The mean over all daemons.",
+        used_memory,
     ),
 ];
 

@@ -7,9 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::mount;
-
-/// The kernel's `USER_HZ`, the unit of times in `/proc`, on every architecture that this program may run on.
-const TICKS: f64 = 100.0;
+use crate::sys::cpu_clock;
 
 /// What a daemon used, in all or between two moments.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -28,11 +26,7 @@ impl Daemon {
     /// What the process has used by now. `None` where there is none, or no more.
     pub(in crate::bench) fn now(pid: Option<u32>, dir: &Path, counts: bool) -> Option<Daemon> {
         let pid = pid?;
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // Behind the name, which may hold blanks and parentheses, `utime` is the twelfth field.
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let field = |at: usize| fields.get(at)?.parse::<u64>().ok();
-        let ticks = field(11)? + field(12)?;
+        let cpu = cpu_clock::used_by(pid).ok()?;
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let mut switches = 0;
         for task in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
@@ -45,7 +39,7 @@ impl Daemon {
             requests.extend(stats.operations.into_iter().map(|op| (op.name, op.count)));
         }
         Some(Daemon {
-            cpu: ticks as f64 / TICKS,
+            cpu: cpu.as_secs_f64(),
             memory: number(&status, "RssAnon:").unwrap_or(0) * 1024,
             switches,
             requests,
@@ -53,7 +47,7 @@ impl Daemon {
     }
 
     /// What was used since then.
-    pub(super) fn since(self, before: &Daemon) -> Daemon {
+    pub(in crate::bench) fn since(self, before: &Daemon) -> Daemon {
         let requests = self.requests.into_iter().map(|(name, count)| {
             let old = before.requests.get(&name).copied().unwrap_or(0);
             (name, count.saturating_sub(old))
