@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -245,7 +246,16 @@ fn growth_has_a_figure_for_each_number() {
                 assert!(point[figure].as_f64().unwrap() > 0.0, "{figure}: {point}");
             }
             let daemon = system["name"] == "acetate";
-            assert_eq!(point["memory"].is_u64(), daemon, "{point}");
+            for figure in ["memory", "idle_memory"] {
+                assert_eq!(point[figure].is_u64(), daemon, "{figure}: {point}");
+            }
+            for figure in ["mount_cpu_us", "lookup_cpu_us", "lookup_requests"] {
+                assert_eq!(point[figure].is_f64(), daemon, "{figure}: {point}");
+                assert!(
+                    !daemon || point[figure].as_f64().unwrap() > 0.0,
+                    "{figure}: {point}"
+                );
+            }
         }
     }
     assert!(fs::read_to_string(page).unwrap().contains("</svg>"));
@@ -421,6 +431,34 @@ fn a_trace_names_the_files_and_the_reason() {
         finished.text
     );
     assert_clean(&work);
+}
+
+#[test]
+fn a_user_who_may_not_write_the_table_learns_it_before_the_work() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("bench of a user", Duration::from_secs(120));
+    let scratch = Scratch::new("bench");
+    let work = scratch.dir("work");
+    std::os::unix::fs::chown(&work, Some(65534), Some(65534)).unwrap();
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // Root's: the user may look into it, and nothing else.
+    let table = scratch.dir("roots").join("table.md");
+    for option in ["--markdown", "--html"] {
+        let words = [
+            "rivals", "--quick", "--rounds", "1", "--user", "65534", option,
+        ];
+        let mut command = bench(&work, &words);
+        let finished = program::run(command.arg(&table), Duration::from_secs(100));
+        assert!(!finished.success(), "{}", finished.text);
+        let text = &finished.text;
+        assert!(
+            text.contains("cannot write") && text.contains("table.md"),
+            "{text}"
+        );
+        assert!(!text.contains("making what the work needs"), "{text}");
+        assert!(!table.exists());
+        assert_clean(&work);
+    }
 }
 
 #[test]

@@ -230,6 +230,17 @@ fn can_write(option: &str, path: Option<&Path>) -> Result<(), CliError> {
         );
         return Err(CliError::Usage(text));
     }
+    // Whoever may not write there learns it now; what is there already stays until there is something new.
+    let failed = |e| CliError::Bench(bench::BenchError::Io("cannot write", path.to_owned(), e));
+    let is_new = fs::symlink_metadata(path).is_err();
+    fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .map_err(failed)?;
+    if is_new {
+        fs::remove_file(path).map_err(failed)?;
+    }
     Ok(())
 }
 
