@@ -19,7 +19,8 @@ use acetate::layer::fdcache::FdCache;
 use acetate::layer::format::OverrideStat;
 use acetate::layer::upper::{AccessTimes, Namespace, Upper, UpperOptions};
 use acetate::union::{
-    Backing, BackingOpener, Caller, Lookup, NodeId, Params, ROOT, SetAttr, Union, WriteFlags,
+    Backing, BackingOpener, Caller, DirEntry, Lookup, NodeId, Params, ROOT, SetAttr, Union,
+    WriteFlags,
 };
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -224,6 +225,41 @@ fn threads(c: &mut Criterion) {
                 })
             });
         });
+        group.bench_function(BenchmarkId::new("list", count), |b| {
+            b.iter_custom(|times| {
+                together(count, times, |_| {
+                    let mut seen = 0;
+                    let mut count = |_: DirEntry<'_>| {
+                        seen += 1;
+                        false
+                    };
+                    union.readdir(dir, 0, &mut count).unwrap();
+                    assert!(seen > FILES);
+                })
+            });
+        });
+        // Each thread has files of its own, and in the second case all have the same.
+        for (name, own) in [("open, read, close", true), ("open one file", false)] {
+            group.bench_function(BenchmarkId::new(name, count), |b| {
+                b.iter_custom(|times| {
+                    together(count, times, |thread| {
+                        let mut buffer = [0; 4096];
+                        for i in 0..known.len() {
+                            let node = if own {
+                                known[(i + thread * FILES / count) % known.len()]
+                            } else {
+                                known[0]
+                            };
+                            let opened =
+                                union.open(&me(), node, libc::O_RDONLY, &NoBacking).unwrap();
+                            let read = union.read(opened.handle, 0, &mut buffer).unwrap();
+                            assert_eq!(read, 100);
+                            union.release(opened.handle);
+                        }
+                    })
+                });
+            });
+        }
         // All of it together stays the same here.
         group.throughput(Throughput::Elements(FILES as u64));
         group.bench_function(BenchmarkId::new("copy up attributes", count), |b| {
