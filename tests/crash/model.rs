@@ -131,7 +131,10 @@ impl History {
 
     /// The newest state that a disk cut at a position can hold.
     pub(crate) fn newest(&self, cut: usize) -> usize {
-        self.begins.iter().take_while(|b| **b < cut).count()
+        let begun = self.begins.iter().take_while(|b| **b < cut).count();
+        // A promise also holds where the disk had nothing to write for it any more.
+        let own = self.fsynced.values().map(|p| Self::promised(p, cut));
+        own.fold(begun.max(self.oldest(cut)), usize::max)
     }
 
     fn promised(promises: &[Promise], cut: usize) -> usize {

@@ -460,3 +460,45 @@ fn a_file_with_large_xattrs_is_copied_whole() {
     assert!(!stand.work.join("work/incompat").exists());
     image.unmount().unwrap();
 }
+
+#[test]
+fn attributes_are_put_back_where_the_filling_of_blocks_was_cut_off() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("kept", Duration::from_secs(60));
+    let stand = Stand::new("kept");
+    let model = left(&stand);
+    let upper = stand.upper.join("big");
+    // As a daemon leaves them that dies at that moment: the time is that of its write, the capabilities are gone.
+    let mut noted = vec![1];
+    for (sec, nsec) in [(1_000_000_001_i64, 5_u32), (1_000_000_000, 7)] {
+        noted.extend_from_slice(&sec.to_le_bytes());
+        noted.extend_from_slice(&nsec.to_le_bytes());
+    }
+    // CAP_NET_RAW, permitted and effective (`vfs_cap_data` of revision 2).
+    let mut capability = [0; 20];
+    (capability[0], capability[3], capability[5]) = (1, 2, 0x20);
+    noted.extend_from_slice(&capability);
+    let name = "trusted.overlay.acetate.kept";
+    rustix::fs::setxattr(&upper, name, &noted, rustix::fs::XattrFlags::empty()).unwrap();
+    let mount = stand.acetate("complete=off").mount();
+    let modified = Duration::new(1_000_000_000, 7);
+    let time = fs::metadata(mount.join("big")).unwrap().modified().unwrap();
+    assert_eq!(
+        time.duration_since(std::time::UNIX_EPOCH).unwrap(),
+        modified
+    );
+    let mut value = [0; 64];
+    let len = rustix::fs::getxattr(mount.join("big"), "security.capability", &mut value).unwrap();
+    assert_eq!(value[..len], capability);
+    let gone = rustix::fs::getxattr(&upper, name, &mut value);
+    assert_eq!(gone, Err(rustix::io::Errno::NODATA));
+    // Completing keeps them, and leaves nothing behind.
+    complete(mount.path());
+    let time = fs::metadata(mount.join("big")).unwrap().modified().unwrap();
+    assert_eq!(
+        time.duration_since(std::time::UNIX_EPOCH).unwrap(),
+        modified
+    );
+    assert_whole(&upper, &stand.work, &model);
+    end(mount);
+}

@@ -189,6 +189,7 @@ pub(in crate::layer) fn mark_name(namespace: Namespace, mark: &Mark) -> OsString
         Mark::Nlink(_) => "nlink",
         Mark::Impure => "impure",
         Mark::Partial(_) => "acetate.partial",
+        Mark::Kept(_) => "acetate.kept",
     };
     own_name(namespace, name)
 }
@@ -202,7 +203,7 @@ pub(in crate::layer) fn mark_value(mark: &Mark) -> Option<&[u8]> {
         Mark::Metacopy(set) => set.then_some(b"".as_slice()),
         Mark::Origin(handle) => Some(&handle.0),
         Mark::Nlink(text) => text.as_ref().map(|t| t.as_bytes()),
-        Mark::Partial(record) => record.as_deref(),
+        Mark::Partial(value) | Mark::Kept(value) => value.as_deref(),
     }
 }
 

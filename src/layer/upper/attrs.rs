@@ -238,6 +238,26 @@ impl Upper {
         with_owner_bits(fd, 0o200, || xattr::set(Target::Fd(fd), name, value, flags))
     }
 
+    /// The value of a mark; that of the one given does not matter.
+    pub(super) fn mark_of_fd(
+        &self,
+        fd: BorrowedFd<'_>,
+        mark: &Mark,
+    ) -> io::Result<Option<Vec<u8>>> {
+        let carrier: Option<File>;
+        let mut target = fd;
+        if self.options.namespace == Namespace::User
+            && self.needs_sidecar(rustix::fs::fstat(fd)?.st_mode as u32)
+        {
+            carrier = self.sidecar.carrier(fd, false)?;
+            match &carrier {
+                Some(carrier) => target = carrier.as_fd(),
+                None => return Ok(None),
+            }
+        }
+        xattr::get(Target::Fd(target), &mark_name(self.options.namespace, mark))
+    }
+
     pub(super) fn set_mark_fd(&self, fd: BorrowedFd<'_>, mark: &Mark) -> io::Result<()> {
         let carrier: Option<File>;
         let mut target = fd;

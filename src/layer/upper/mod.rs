@@ -120,6 +120,8 @@ pub enum Mark {
     Impure,
     /// Only some of the file's blocks are here (see [`super::format::PartialRecord`]); `None` takes the mark away.
     Partial(Option<Vec<u8>>),
+    /// Attributes that are to be put back once blocks of the file are filled; `None` takes the mark away.
+    Kept(Option<Vec<u8>>),
 }
 
 /// The writable upper layer and its workdir.

@@ -35,7 +35,7 @@ pub(super) const PARTIAL: &str = "acetate-partial";
 const YIELD: &str = "yield";
 
 /// The marks that go once a file is whole to any reader; as long as any is left, the last one is.
-const LAST_MARKS: [Mark; 2] = [Mark::Redirect(None), Mark::Partial(None)];
+const LAST_MARKS: [Mark; 3] = [Mark::Kept(None), Mark::Redirect(None), Mark::Partial(None)];
 
 /// How many files the announcement is made for.
 #[derive(Debug)]
@@ -171,6 +171,16 @@ impl Upper {
     /// Writes what is to be known of a partial file.
     pub fn write_partial(&self, file: &File, record: &PartialRecord) -> io::Result<()> {
         self.set_mark_fd(file.as_fd(), &Mark::Partial(Some(record.encode())))
+    }
+
+    /// Notes attributes to be put back, or that there are none any more.
+    pub fn set_kept(&self, file: &File, kept: Option<&[u8]>) -> io::Result<()> {
+        self.set_mark_fd(file.as_fd(), &Mark::Kept(kept.map(<[u8]>::to_vec)))
+    }
+
+    /// What [`Upper::set_kept`] noted.
+    pub fn kept_of(&self, file: &File) -> io::Result<Option<Vec<u8>>> {
+        self.mark_of_fd(file.as_fd(), &Mark::Kept(None))
     }
 
     /// Lets the data of a partial file lie nowhere for other readers.

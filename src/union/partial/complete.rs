@@ -3,18 +3,17 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, Timespec, Timestamps};
+use rustix::fs::FallocateFlags;
 
 use super::super::error::{Error, Result};
 use super::file::{Partial, State};
 use crate::layer::format::BlockMap;
 use crate::sys::sync::sleep;
 use crate::sys::writeback;
-use crate::sys::xattr::{self, Target};
 
 /// How much is copied while programs that write to the file wait.
 const STEP: u64 = 256 << 10;
@@ -41,9 +40,6 @@ const REST_OF_COPY: Duration = Duration::from_millis(1);
 
 /// Nor after the disk was waited for, which may have been held up by others.
 const REST_OF_FLUSH: Duration = Duration::from_millis(60);
-
-/// What a file's capabilities are kept in; writing takes them away.
-const CAPABILITY: &str = "security.capability";
 
 /// How a completion went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,28 +178,29 @@ impl Partial {
         if state.done {
             return Ok(None);
         }
-        let kept = self.kept()?;
         let bytes = absent.start..end.min(state.limit);
         let mut from = bytes.start >> shift;
         let last = bytes.end.div_ceil(self.block());
-        while let Some(blocks) = state.map.next_absent(from..last) {
-            from = blocks.end;
-            let part = blocks.start << shift..(blocks.end << shift).min(bytes.end);
-            if part.is_empty() {
-                break;
-            }
-            match data {
-                Some(data) => {
-                    let offset = (part.start - absent.start) as usize;
-                    let len = (part.end - part.start) as usize;
-                    self.file
-                        .write_all_at(&data[offset..offset + len], part.start)?;
+        self.keeping_attributes(|| {
+            while let Some(blocks) = state.map.next_absent(from..last) {
+                from = blocks.end;
+                let part = blocks.start << shift..(blocks.end << shift).min(bytes.end);
+                if part.is_empty() {
+                    break;
                 }
-                None => self.make_hole(part)?,
+                match data {
+                    Some(data) => {
+                        let offset = (part.start - absent.start) as usize;
+                        let len = (part.end - part.start) as usize;
+                        self.file
+                            .write_all_at(&data[offset..offset + len], part.start)?;
+                    }
+                    None => self.make_hole(part)?,
+                }
+                self.add_filled(blocks);
             }
-            self.add_filled(blocks);
-        }
-        self.restore(&kept)?;
+            Ok(())
+        })?;
         // On a block: a file that ends within one would find its last block, which is not claimed yet, absent for ever.
         Ok(Some(end.next_multiple_of(self.block())))
     }
@@ -344,52 +341,8 @@ impl Partial {
         Ok(())
     }
 
-    /// What the writing of blocks must leave as it is, as it is no program's.
-    pub(super) fn kept(&self) -> Result<Kept> {
-        let meta = self.file.metadata()?;
-        Ok(Kept {
-            atime: timespec(meta.atime(), meta.atime_nsec()),
-            mtime: timespec(meta.mtime(), meta.mtime_nsec()),
-            mode: meta.permissions().mode(),
-            capability: match xattr::get(Target::Fd(self.file.as_fd()), CAPABILITY.as_ref()) {
-                Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => None,
-                other => other?,
-            },
-        })
-    }
-
-    pub(super) fn restore(&self, kept: &Kept) -> Result<()> {
-        if let Some(value) = &kept.capability {
-            xattr::set(Target::Fd(self.file.as_fd()), CAPABILITY.as_ref(), value, 0)?;
-        }
-        if kept.mode & 0o6000 != 0 && self.file.metadata()?.permissions().mode() != kept.mode {
-            self.file
-                .set_permissions(std::fs::Permissions::from_mode(kept.mode & 0o7777))?;
-        }
-        let times = Timestamps {
-            last_access: kept.atime,
-            last_modification: kept.mtime,
-        };
-        rustix::fs::futimens(&self.file, &times).map_err(io::Error::from)?;
-        Ok(())
-    }
-
     /// Remembers an error that nobody was told, for the next fsync.
     pub(super) fn remember(&self, e: &Error) {
         self.failed.store(e.errno(), Ordering::Relaxed);
-    }
-}
-
-pub(super) struct Kept {
-    atime: Timespec,
-    mtime: Timespec,
-    mode: u32,
-    capability: Option<Vec<u8>>,
-}
-
-fn timespec(sec: i64, nsec: i64) -> Timespec {
-    Timespec {
-        tv_sec: sec,
-        tv_nsec: nsec,
     }
 }

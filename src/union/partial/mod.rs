@@ -3,6 +3,7 @@
 //! - `file`: one such file, its map and its data;
 //! - `space`: its size and its holes;
 //! - `complete`: copying the rest, after which it is an ordinary file of the upper;
+//! - `kept`: what the copying leaves as it is;
 //! - `recover`: what counts of it after its daemon or the machine died;
 //! - here: which files there are, how they come to be and how they are found again.
 //!
@@ -12,6 +13,7 @@
 
 mod complete;
 mod file;
+mod kept;
 mod recover;
 mod space;
 

@@ -18,6 +18,7 @@ impl Partial {
         if found {
             self.upper.hide_partial(&self.file)?;
         }
+        self.restore_left()?;
         let mut state = self.state.write();
         if lost {
             self.keep_written(&mut state)?;
@@ -62,16 +63,17 @@ impl Partial {
                 }
             }
         }
-        let attributes = self.kept()?;
         let mut at = 0;
-        while let Some(absent) = kept.next_absent(at..end.div_ceil(self.block())) {
-            at = absent.end;
-            let bytes = absent.start << shift..(absent.end << shift).min(end);
-            if seek(&self.file, bytes.start, true)?.is_some_and(|data| data < bytes.end) {
-                self.make_hole(bytes)?;
+        self.keeping_attributes(|| {
+            while let Some(absent) = kept.next_absent(at..end.div_ceil(self.block())) {
+                at = absent.end;
+                let bytes = absent.start << shift..(absent.end << shift).min(end);
+                if seek(&self.file, bytes.start, true)?.is_some_and(|data| data < bytes.end) {
+                    self.make_hole(bytes)?;
+                }
             }
-        }
-        self.restore(&attributes)?;
+            Ok(())
+        })?;
         state.map = kept;
         Ok(())
     }
