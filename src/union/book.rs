@@ -7,9 +7,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use smallvec::SmallVec;
 
-use super::journal::{Grave, OpenFile, Record};
 use super::listing::Cookies;
 use super::numbered::{Numbered, Numbers};
+use super::record::{Grave, OpenFile, Record};
 use super::types::{HandleId, NodeId};
 
 /// A node that the kernel knows.

@@ -7,7 +7,7 @@
 //! - `listing`, `readdir`: the merged entries of a directory;
 //! - `copy_up`, `copy_data`, `cause`, `dir`, `rename`: changes of the upper; `attr`, `xattr`, `acl`, `idmap`: attributes;
 //! - `open`, `file`: open files, and whether the kernel serves them by itself; `partial`: those that are copied up by blocks;
-//! - `journal`, `book`, `adopt`: what another process has to know to go on where this one stops, and how it does;
+//! - `journal`, `record`, `book`, `adopt`: what another process has to know to go on where this one stops, and how it does;
 //! - `explain`, `report`, `stats`: what a union tells about itself; `lock`: the order of locks; `models`: tests under every
 //!   order of threads; `probe`: what is fuzzed.
 
@@ -41,6 +41,7 @@ pub mod params;
 mod partial;
 pub mod probe;
 mod readdir;
+mod record;
 mod remove;
 mod rename;
 pub mod report;
@@ -59,8 +60,9 @@ use std::time::Duration;
 use nix::sys::statvfs::Statvfs;
 
 pub use error::{Error, Result};
-pub use journal::{BROKEN, FORM, Journal, is_resent};
+pub use journal::{BROKEN, Journal, is_resent};
 pub use params::Params;
+pub use record::FORM;
 pub use report::{Change, ChangeKind, Completed, Explanation, PartialWord, StatsSnapshot};
 pub use types::*;
 

@@ -7,7 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use super::Union;
 use super::error::Result;
 use super::inode::Inode;
-use super::journal::{self, Grave, LowerPlace, OpenFile, Record};
+use super::journal;
+use super::record::{self, Grave, LowerPlace, OpenFile, Record};
 use super::types::{HandleId, NodeId};
 use crate::layer::Node;
 use crate::sys::sync::MutexGuard;
@@ -40,7 +41,7 @@ impl Union {
             lookups: 1,
         }];
         for dentry in state.dentries.iter() {
-            records.push(journal::name(inode.ino, dentry.parent.ino, &dentry.name));
+            records.push(record::name(inode.ino, dentry.parent.ino, &dentry.name));
         }
         journal.put(&records);
     }
@@ -55,7 +56,7 @@ impl Union {
     /// Writes down that a file has a name more.
     pub(super) fn note_name(&self, inode: &Inode, parent: &Inode, name: &OsStr) {
         if let Some(journal) = self.journal.get() {
-            journal.put(&[journal::name(inode.ino, parent.ino, name)]);
+            journal.put(&[record::name(inode.ino, parent.ino, name)]);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The reader of journals, without a mount: what the fuzz target `journal` calls, and the test that replays its corpus.
 
 use super::book::Book;
-use super::journal::Record;
+use super::record::Record;
 
 /// Reads a journal up to the first record that cannot be read. Gives how many nodes the kernel knows by it; `Err` when what is
 /// written again, condensed, is read as something else, or when a record is.
