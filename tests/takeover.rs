@@ -11,3 +11,5 @@ mod deaths;
 mod load;
 #[path = "takeover/rig.rs"]
 mod rig;
+#[path = "takeover/upgrades.rs"]
+mod upgrades;

@@ -31,6 +31,7 @@ mod registry;
 mod snapshotter;
 mod stats;
 mod umount;
+mod upgrade;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -61,6 +62,9 @@ enum Command {
     Mount(mount::MountArgs),
     Umount(umount::UmountArgs),
     Mounts(mounts::MountsArgs),
+    Upgrade(upgrade::UpgradeArgs),
+    #[command(name = crate::mount::TAKE_OVER_COMMAND, hide = true)]
+    TakeOver(upgrade::TakeOverArgs),
     Complete(complete::CompleteArgs),
     Diff(diff::DiffArgs),
     Explain(explain::ExplainArgs),
@@ -118,6 +122,9 @@ enum CliError {
     /// The store has damages, which were listed.
     #[error("the store is damaged in {0} places")]
     Damaged(usize),
+    /// Mounts did not go over to another program, which was listed.
+    #[error("{0} of the mounts are served as before")]
+    NotUpgraded(usize),
     /// The command line makes no sense.
     #[error("{0}")]
     Usage(String),
@@ -137,7 +144,10 @@ impl CliError {
             CliError::Bench(_) => 1,
             #[cfg(feature = "snapshotter")]
             CliError::Snapshotter(_) => 1,
-            CliError::Image(_) | CliError::Damaged(_) | CliError::Output(_) => 1,
+            CliError::Image(_)
+            | CliError::Damaged(_)
+            | CliError::NotUpgraded(_)
+            | CliError::Output(_) => 1,
         }
     }
 }
@@ -228,7 +238,10 @@ impl Command {
     /// What mounts or serves writes a log of its own.
     fn has_a_log(&self) -> bool {
         match self {
-            Command::Mount(_) | Command::Container(_) | Command::Containers(_) => true,
+            Command::Mount(_)
+            | Command::TakeOver(_)
+            | Command::Container(_)
+            | Command::Containers(_) => true,
             #[cfg(feature = "snapshotter")]
             Command::Snapshotter(_) => true,
             _ => false,
@@ -245,6 +258,8 @@ impl Cli {
             Command::Mount(arguments) => arguments.run(self.root),
             Command::Umount(arguments) => arguments.run(self.root),
             Command::Mounts(arguments) => arguments.run(self.root),
+            Command::Upgrade(arguments) => arguments.run(),
+            Command::TakeOver(arguments) => arguments.run(),
             Command::Complete(arguments) => arguments.run(),
             Command::Diff(arguments) => arguments.run(self.root),
             Command::Explain(arguments) => arguments.run(),

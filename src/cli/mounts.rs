@@ -34,8 +34,18 @@ impl MountsArgs {
                 .collect();
             return Ok(output::json(&lines)?);
         }
-        let mut rows =
-            vec![["MOUNTPOINT", "SOURCE", "UPPER", "PID", "SINCE", "STATE"].map(String::from)];
+        let mut rows = vec![
+            [
+                "MOUNTPOINT",
+                "SOURCE",
+                "UPPER",
+                "PID",
+                "SINCE",
+                "STATE",
+                "VERSION",
+            ]
+            .map(String::from),
+        ];
         for (record, state) in all {
             let upper = match (record.upper, record.private) {
                 (Some(_), true) => "private".to_owned(),
@@ -54,6 +64,7 @@ impl MountsArgs {
                     MountState::Dead => "dead",
                 }
                 .to_owned(),
+                record.version.unwrap_or_else(|| "unknown".to_owned()),
             ]);
         }
         Ok(output::table(&rows)?)

@@ -26,4 +26,4 @@ mod shared;
 
 pub use counters::Counters;
 pub use init::Settings;
-pub use session::{Access, Connection, Session, TakeOver, can_resend};
+pub use session::{Access, Connection, Session, TakeOver, answer_to, can_resend};

@@ -8,6 +8,7 @@ use std::thread;
 
 use fuser::{Config, INodeNo, Notifier, SessionACL};
 use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
@@ -68,27 +69,27 @@ impl Session {
             keeper.clone(),
         ));
         let adaptor = Adaptor::new(shared.clone());
-        let mut config = Config::default();
-        config.n_threads = Some(settings.threads.max(1));
-        let acl = match access {
-            Access::AsKernelSays => SessionACL::All,
-            Access::RootAndOwner => SessionACL::RootAndOwner,
-        };
+        let (config, acl) = (config(settings), acl(access));
         let (inner, resend) = match connection {
             Connection::Own(device) => {
                 (fuser::Session::from_fd(adaptor, device, acl, config)?, None)
             }
             Connection::Begun(device, init) => {
-                let inner = join(device.as_fd(), &init, true, |device| {
+                let (inner, answer) = join(device.as_fd(), &init, |device| {
                     fuser::Session::from_fd(adaptor, device, acl, config)
                 })?;
+                rustix::io::write(&device, &answer)?;
                 (inner, None)
             }
             Connection::Shared(given) => {
                 let device = given.device.as_fd();
-                let inner = join(device, &given.init, given.first, |device| {
+                let (inner, answer) = join(device, &given.init, |device| {
                     fuser::Session::from_fd(adaptor, device, acl, config)
                 })?;
+                if given.first {
+                    given.journal.keep_answer(&answer)?;
+                    rustix::io::write(device, &answer)?;
+                }
                 (inner, (!given.first).then_some(given.device))
             }
         };
@@ -193,13 +194,43 @@ pub fn can_resend(init: &[u8]) -> bool {
     flags.is_some_and(|flags| u32::from_ne_bytes(flags) & HAS_RESEND != 0)
 }
 
-/// Makes a session that has answered the first message, whoever did so before.
+/// What a session would answer to the kernel's first message.
+pub fn answer_to(
+    init: &[u8],
+    union: Arc<Union>,
+    access: Access,
+    settings: Settings,
+) -> io::Result<Vec<u8>> {
+    let counters = Arc::new(Counters::new());
+    let shared = Arc::new(Shared::new(union, counters, settings, None));
+    let adaptor = Adaptor::new(shared);
+    let config = config(settings);
+    let nowhere = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let (_, answer) = join(nowhere.as_fd(), init, |device| {
+        fuser::Session::from_fd(adaptor, device, acl(access), config)
+    })?;
+    Ok(answer)
+}
+
+fn config(settings: Settings) -> Config {
+    let mut config = Config::default();
+    config.n_threads = Some(settings.threads.max(1));
+    config
+}
+
+fn acl(access: Access) -> SessionACL {
+    match access {
+        Access::AsKernelSays => SessionACL::All,
+        Access::RootAndOwner => SessionACL::RootAndOwner,
+    }
+}
+
+/// Makes a session that has answered the first message, whoever did so before, and returns the answer.
 fn join<T: AsFd>(
     device: BorrowedFd<'_>,
     init: &[u8],
-    first: bool,
     make: impl FnOnce(OwnedFd) -> io::Result<T>,
-) -> io::Result<T> {
+) -> io::Result<(T, Vec<u8>)> {
     let (ours, theirs) = socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
@@ -210,11 +241,9 @@ fn join<T: AsFd>(
     let session = make(theirs)?;
     let mut answer = vec![0; 4 << 10];
     let length = rustix::io::read(&ours, &mut answer)?;
-    if first {
-        rustix::io::write(device, &answer[..length.min(answer.len())])?;
-    }
+    answer.truncate(length);
     put_in_place(session.as_fd(), device)?;
-    Ok(session)
+    Ok((session, answer))
 }
 
 /// Goes on where the process before stopped, if there was one.

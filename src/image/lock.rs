@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -38,7 +38,13 @@ impl Hold {
 #[derive(Debug)]
 pub(crate) struct Lock {
     /// Immutable; holds the lock.
-    _file: File,
+    file: File,
+}
+
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl Lock {
@@ -57,7 +63,7 @@ impl Lock {
     pub(crate) fn attempt(path: &Path, hold: Hold) -> Result<Option<Lock>, ImageError> {
         let file = Lock::open(path)?;
         match flock(&file, hold) {
-            Ok(true) => Ok(Some(Lock { _file: file })),
+            Ok(true) => Ok(Some(Lock { file })),
             Ok(false) => Ok(None),
             Err(e) => Err(ImageError::io("lock", path)(e)),
         }
@@ -122,7 +128,7 @@ impl Pending<'_> {
 
     /// The lock, as it was taken last.
     pub(crate) fn into_lock(self) -> Lock {
-        Lock { _file: self.file }
+        Lock { file: self.file }
     }
 }
 

@@ -16,6 +16,7 @@
 //! no other lock, so no two processes wait for each other. Locks die with their holder.
 
 use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -49,6 +50,13 @@ pub struct Store {
 pub struct LayerGuard {
     /// Shared locks.
     pub(super) locks: Vec<Lock>,
+}
+
+impl LayerGuard {
+    /// The descriptors by which it is held.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.locks.iter().map(AsFd::as_fd)
+    }
 }
 
 /// What of a layer is to be in the store.

@@ -36,7 +36,8 @@ pub(super) struct Place {
     pub(super) role: Role,
     /// Absolute, without symlinks.
     pub(super) path: PathBuf,
-    id: (u64, u64),
+    /// Device and inode number. Immutable.
+    pub(super) id: (u64, u64),
 }
 
 fn id(found: &Metadata) -> (u64, u64) {

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,22 +11,23 @@ use std::time::{Duration, Instant};
 use super::checks::{self, Place, Role};
 use super::error::MountError;
 use super::lowers;
-use super::options::{MountOptions, Partial};
+use super::options::MountOptions;
+use super::params::{
+    Rights, access, metacopy, params, partial, settings, upper_options, wants_passthrough,
+};
 use super::private::{self, PrivateUpper};
 use super::state;
 use crate::fuse::{Access, Settings};
 use crate::image::{ImageOrigin, LayerGuard, Store};
+use crate::layer::Layer;
 use crate::layer::error::UpperError;
 use crate::layer::fdcache::FdCache;
-use crate::layer::format::OverrideStat;
+use crate::layer::upper::Upper;
 use crate::layer::upper::ask_to_yield;
-use crate::layer::upper::{AccessTimes, Namespace, Upper, UpperOptions};
-use crate::sys::caps;
-use crate::sys::mount::{self as sys_mount, FuseMount, MountFlags};
+use crate::sys::fusedev;
+use crate::sys::mount::{self as sys_mount, FuseMount};
 use crate::sys::sandbox::{self, Needs};
-use crate::sys::{fusedev, memory};
-use crate::union::params::RedirectDir;
-use crate::union::{Params, Union};
+use crate::union::Union;
 
 /// How long the daemon of a mount that is gone may take to let go of its upper.
 const LET_GO: Duration = Duration::from_secs(1);
@@ -35,9 +37,6 @@ const LEAVE_OFF: Duration = Duration::from_secs(5);
 
 /// And where it is known that its mount is gone: on a busy machine it only waits for its turn.
 const ON_ITS_WAY: Duration = Duration::from_secs(20);
-
-/// Files of more bytes than this are copied up by blocks.
-const PARTIAL: u64 = 1 << 20;
 
 /// What is to be mounted.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,33 +83,37 @@ pub(super) struct Mounted {
     pub(super) source: String,
     /// The image, where it is one.
     pub(super) image: Option<ImageOrigin>,
-    /// Topmost first.
-    pub(super) layers: Vec<PathBuf>,
-    pub(super) upper: Option<PathBuf>,
-    pub(super) work: Option<PathBuf>,
+    /// What it is made of.
+    pub(super) parts: Parts,
     pub(super) private: Option<PrivateUpper>,
     /// Keeps the layers of an image from being removed.
     pub(super) guard: Option<LayerGuard>,
+    /// What another program held for this mount: its locks. Kept to the end.
+    pub(super) held: Vec<OwnedFd>,
     /// Where it is to be served, unless that was declined.
     pub(super) sandbox: Option<sandbox::Ready>,
 }
 
-/// What the process may do, which decides how the mount is made.
-#[derive(Clone, Copy, Debug)]
-struct Rights {
-    /// `mount(2)`.
-    mount: bool,
-    /// `trusted.` xattrs and passthrough.
-    initial: bool,
+/// The directories that a mount is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Parts {
+    /// Topmost first.
+    pub(super) lowers: Vec<Place>,
+    /// So many of them are merged; the rest are data-only.
+    pub(super) merged: usize,
+    /// Those that the store unpacked.
+    pub(super) unpacked: Range<usize>,
+    /// None, or the upper and its workdir.
+    pub(super) uppers: Vec<Place>,
 }
 
-impl Rights {
-    fn of_this_process() -> Rights {
-        let mount = caps::has_sys_admin().unwrap_or(false);
-        Rights {
-            mount,
-            initial: mount && sys_mount::in_initial_user_namespace(),
-        }
+impl Parts {
+    pub(super) fn upper(&self) -> Option<&Path> {
+        self.uppers.first().map(|place| &*place.path)
+    }
+
+    pub(super) fn work(&self) -> Option<&Path> {
+        self.uppers.get(1).map(|place| &*place.path)
     }
 }
 
@@ -229,22 +232,26 @@ fn compose_within(
     let done = || -> Result<_, MountError> {
         checks::apart(&[lowers.clone(), uppers.clone()].concat())?;
         let upper = open_upper(&uppers, options, rights, private.is_some(), &cache)?;
-        let stacked = is_stacked(lowers.iter().chain(&uppers));
-        let settings = settings(options, passthrough, stacked);
-        let mut params = params(options, settings, upper.is_none());
-        // What is thrown away with the mount, also after a crash, need not be durable.
-        params.no_sync |= private.is_some();
-        params.partial = partial(options, rights, upper.is_some());
-        params.metacopy = metacopy(options, rights);
-        params.data_layers = lowers.len() - merged;
-        let union = Arc::new(Union::new(layers, upper.clone(), params)?);
+        let parts = Parts {
+            lowers,
+            merged,
+            unpacked,
+            uppers,
+        };
+        let how = How {
+            options,
+            rights,
+            passthrough,
+            private: private.is_some(),
+        };
+        let (union, settings) = unite(&how, &parts, layers, upper.clone())?;
         // Whoever sees the mount may unmount what the layers lie on.
-        let sandbox = options.sandbox.then(|| sandboxed(&lowers, &uppers));
+        let sandbox = options.sandbox.then(|| sandboxed(&parts));
         let sandbox = sandbox.transpose()?;
         let (device, access) = connect(request, &mountpoint, device, &sources.name)?;
-        Ok((device, access, settings, union, upper, sandbox))
+        Ok((device, access, settings, union, upper, sandbox, parts))
     };
-    let (device, access, settings, union, upper_layer, sandbox) = match done() {
+    let (device, access, settings, union, upper_layer, sandbox, parts) = match done() {
         Ok(done) => done,
         Err(e) => {
             if let Some(private) = private {
@@ -263,22 +270,107 @@ fn compose_within(
         mountpoint,
         source: sources.name,
         image: sources.image,
-        layers: lowers.into_iter().map(|place| place.path).collect(),
-        work: uppers.get(1).map(|place| place.path.clone()),
-        upper: uppers.into_iter().next().map(|place| place.path),
+        parts,
         private,
         guard: sources.guard,
+        held: Vec::new(),
         sandbox,
     })
 }
 
-fn sandboxed(lowers: &[Place], uppers: &[Place]) -> Result<sandbox::Ready, MountError> {
+/// What of a mount is not its directories.
+struct How<'a> {
+    options: &'a MountOptions,
+    rights: Rights,
+    passthrough: bool,
+    /// The upper is thrown away with the mount.
+    private: bool,
+}
+
+/// Makes the union.
+fn unite(
+    how: &How<'_>,
+    parts: &Parts,
+    layers: Vec<Arc<dyn Layer>>,
+    upper: Option<Arc<Upper>>,
+) -> Result<(Arc<Union>, Settings), MountError> {
+    let (options, rights) = (how.options, how.rights);
+    let stacked = is_stacked(parts.lowers.iter().chain(&parts.uppers));
+    let settings = settings(options, how.passthrough, stacked);
+    let mut params = params(options, settings, upper.is_none());
+    // What is thrown away with the mount, also after a crash, need not be durable.
+    params.no_sync |= how.private;
+    params.partial = partial(options, rights, upper.is_some());
+    params.metacopy = metacopy(options, rights);
+    params.data_layers = parts.lowers.len() - parts.merged;
+    let union = Arc::new(Union::new(layers, upper, params)?);
+    Ok((union, settings))
+}
+
+/// A mount that another program made, of which nothing is served yet.
+pub(super) struct Resumed {
+    pub(super) union: Arc<Union>,
+    pub(super) upper_layer: Option<Arc<Upper>>,
+    pub(super) cache: Arc<FdCache>,
+    pub(super) settings: Settings,
+    pub(super) access: Access,
+    pub(super) sandbox: Option<sandbox::Ready>,
+}
+
+/// Puts together what another program had put together, of the same directories. Their locks are held already. With
+/// `as_trial` the upper is left out, which that program is still changing.
+pub(super) fn resume(
+    options: &MountOptions,
+    parts: &Parts,
+    (passthrough, private): (bool, bool),
+    as_trial: bool,
+) -> Result<Resumed, MountError> {
+    let rights = Rights::of_this_process();
+    let cache = Arc::new(FdCache::for_this_process());
+    let layers = lowers::open(
+        &parts.lowers,
+        parts.merged,
+        &parts.unpacked,
+        options,
+        &cache,
+    )?;
+    let upper_layer = match &parts.uppers[..] {
+        [upper, work] if !as_trial => {
+            let upper_options = upper_options(options, rights, private);
+            Some(Upper::open_held(
+                &upper.path,
+                &work.path,
+                upper_options,
+                cache.clone(),
+            )?)
+        }
+        _ => None,
+    };
+    let how = How {
+        options,
+        rights,
+        passthrough,
+        private,
+    };
+    let (union, settings) = unite(&how, parts, layers, upper_layer.clone())?;
+    let sandbox = options.sandbox.then(|| sandboxed(parts)).transpose()?;
+    Ok(Resumed {
+        union,
+        upper_layer,
+        cache,
+        settings,
+        access: access(options),
+        sandbox,
+    })
+}
+
+fn sandboxed(parts: &Parts) -> Result<sandbox::Ready, MountError> {
     let paths = |places: &[Place]| -> Vec<PathBuf> {
         places.iter().map(|place| place.path.clone()).collect()
     };
     let needs = Needs {
-        read: &paths(lowers),
-        written: &paths(uppers),
+        read: &paths(&parts.lowers),
+        written: &paths(&parts.uppers),
     };
     sandbox::prepare(&needs).map_err(|e| MountError::Io("the sandbox", e))
 }
@@ -315,16 +407,6 @@ fn find_all(role: Role, paths: &[PathBuf]) -> Result<Vec<Place>, MountError> {
     paths.iter().map(|path| Place::find(role, path)).collect()
 }
 
-fn wants_passthrough(options: &MountOptions, rights: Rights) -> Result<bool, MountError> {
-    match options.passthrough {
-        Some(true) if !rights.initial => Err(MountError::Usage(
-            "passthrough=on needs CAP_SYS_ADMIN in the initial user namespace: run as root".into(),
-        )),
-        Some(wanted) => Ok(wanted),
-        None => Ok(rights.initial && options.writeback != Some(true)),
-    }
-}
-
 /// Opened before anything is touched, so that a missing device is known first. `None`: `fusermount3` is to do it.
 fn open_device(rights: Rights) -> Result<Option<OwnedFd>, MountError> {
     match fusedev::open() {
@@ -349,12 +431,7 @@ fn open_upper(
     let [upper, work] = uppers else {
         return Ok(None);
     };
-    let upper_options = UpperOptions {
-        namespace: namespace(options, rights),
-        volatile: options.volatile || private,
-        override_stat: options.override_stat,
-        access_times: access_times(options.flags),
-    };
+    let upper_options = upper_options(options, rights, private);
     let begin = Instant::now();
     let mut limit = LET_GO;
     loop {
@@ -383,17 +460,6 @@ fn open_upper(
     }
 }
 
-/// The kernel reads files of the upper itself, so that the mount of the upper decides what the union's mount was told.
-fn access_times(flags: MountFlags) -> AccessTimes {
-    if flags.contains(MountFlags::NOATIME) {
-        AccessTimes::Never
-    } else if flags.contains(MountFlags::STRICTATIME) {
-        AccessTimes::Always
-    } else {
-        AccessTimes::AsBelow
-    }
-}
-
 fn is_stacked<'a>(places: impl Iterator<Item = &'a Place>) -> bool {
     places.into_iter().any(|place| {
         sys_mount::is_stacked(&place.path).unwrap_or_else(|e| {
@@ -404,75 +470,6 @@ fn is_stacked<'a>(places: impl Iterator<Item = &'a Place>) -> bool {
             false
         })
     })
-}
-
-/// What a node takes: itself, its name, and its place in the table and in the listing of its directory (260 bytes were
-/// measured), and what the allocator makes of it.
-const NODE_BYTES: u64 = 320;
-
-fn settings(options: &MountOptions, passthrough: bool, stacked: bool) -> Settings {
-    let cpus = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    Settings {
-        passthrough,
-        stack_depth: if stacked { 2 } else { 1 },
-        writeback: !passthrough && options.writeback != Some(false),
-        posix_acl: !options.noacl,
-        no_xattrs: options.no_xattrs,
-        threads: cpus.max(2),
-        // Half of it is for all else.
-        most_nodes: memory::limit()
-            .map(|limit| usize::try_from(limit / 2 / NODE_BYTES).unwrap_or(usize::MAX)),
-    }
-}
-
-/// Files that are copied up by blocks, unless asked otherwise, where any other reader knows them by `trusted.` xattrs.
-fn partial(options: &MountOptions, rights: Rights, upper: bool) -> Option<u64> {
-    match options.partial {
-        _ if !upper => None,
-        Some(Partial::Off) => None,
-        Some(Partial::Above(size)) => Some(size),
-        None => (namespace(options, rights) == Namespace::Trusted).then_some(PARTIAL),
-    }
-}
-
-/// Attributes are copied up alone, unless asked otherwise, in the form that the kernel's overlayfs knows: without
-/// redirects a renamed file's data could not be found, and in the `user.` form the kernel refuses both.
-fn metacopy(options: &MountOptions, rights: Rights) -> bool {
-    options.metacopy.unwrap_or_else(|| {
-        namespace(options, rights) == Namespace::Trusted
-            && matches!(options.redirect_dir, None | Some(RedirectDir::On))
-            && options.override_stat == OverrideStat::Off
-    })
-}
-
-fn namespace(options: &MountOptions, rights: Rights) -> Namespace {
-    if rights.initial && !options.userxattr {
-        Namespace::Trusted
-    } else {
-        Namespace::User
-    }
-}
-
-fn params(options: &MountOptions, settings: Settings, no_upper: bool) -> Params {
-    let default = Params::default();
-    Params {
-        redirect_dir: options.redirect_dir.unwrap_or(RedirectDir::On),
-        metacopy: false,
-        data_layers: 0,
-        partial: None,
-        index: options.index.unwrap_or(default.index),
-        no_sync: options.volatile || options.fsync == Some(false),
-        noacl: options.noacl,
-        static_nlink: options.static_nlink,
-        read_only: no_upper || options.read_only(),
-        ids: options.ids.clone(),
-        timeout: options.timeout.unwrap_or(default.timeout),
-        passthrough: settings.passthrough,
-        passthrough_lower: options
-            .passthrough_lower
-            .unwrap_or(default.passthrough_lower),
-        writeback: settings.writeback,
-    }
 }
 
 /// Mounts.
@@ -508,12 +505,7 @@ fn connect(
             })?
         }
     };
-    let access = if options.allow_root {
-        Access::RootAndOwner
-    } else {
-        Access::AsKernelSays
-    };
-    Ok((device, access))
+    Ok((device, access(options)))
 }
 
 fn refused(mountpoint: &Path, e: io::Error) -> MountError {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -86,6 +86,21 @@ pub(super) struct Control {
 pub(super) struct Place {
     path: PathBuf,
     listener: UnixListener,
+}
+
+impl Place {
+    /// One that was made before, and is held by this descriptor.
+    pub(super) fn held(dir: &Path, id: &str, listener: OwnedFd) -> Place {
+        Place {
+            path: state::socket_path(dir, id),
+            listener: listener.into(),
+        }
+    }
+
+    /// By what it is held.
+    pub(super) fn listener(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
 }
 
 /// Makes the socket of the mount that is named `id`.

@@ -15,10 +15,11 @@ use super::compose::{MountRequest, Mounted, compose, prepare};
 use super::control::{self, Control, Info};
 use super::error::MountError;
 use super::log::Log;
-use super::options::Complete;
+use super::options::{Complete, MountOptions};
 use super::outside::{Outside, Scene};
+use super::private::{self, PrivateUpper};
 use super::state::{self, Record, Registration};
-use super::{private, runtime, supervised};
+use super::{runtime, supervised};
 use crate::fuse::{Connection, Session};
 use crate::sys::daemon::{
     Forked, Inherited, detach_stdio, fork_daemon, how_it_ended, outlive_starter,
@@ -34,7 +35,10 @@ use crate::union::Union;
 const SETTLED: Duration = Duration::from_millis(500);
 
 /// The name of the process that serves a mount, for people.
-const NAME: &CStr = c"acetate";
+pub(super) const NAME: &CStr = c"acetate";
+
+/// The version of this program.
+pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Where the mount is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,7 +162,7 @@ fn serve(
                 signals,
                 complete: request.options.complete,
             };
-            run(mounted, served, starter, request.options.supervise)
+            run(mounted, served, starter, &request.options)
         }
         Err(e) => {
             // The starter is told.
@@ -195,7 +199,7 @@ fn run(
     mounted: Mounted,
     served: Served,
     starter: Option<Starter>,
-    supervise: bool,
+    options: &MountOptions,
 ) -> Result<(), MountError> {
     let scene = Scene {
         id: served.id.clone(),
@@ -214,8 +218,8 @@ fn run(
             return Err(e);
         }
     };
-    if supervise {
-        return supervised::serve(mounted, served, starter, outside);
+    if options.supervise {
+        return supervised::serve(mounted, served, options, starter, outside);
     }
     serve_mounted(mounted, served, starter, &outside)
 }
@@ -243,7 +247,9 @@ fn serve_mounted(
         union,
         mountpoint,
         private,
+        cache,
         guard,
+        held,
         sandbox,
         ..
     } = mounted;
@@ -315,26 +321,61 @@ fn serve_mounted(
             log::debug!("the code of the start stays in memory: {e}");
         }
     }
-    let ended = serving
-        .join()
-        .unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
-    if ended.is_err() {
-        give_up(outside.unmount(true));
+    let last = Last {
+        tending,
+        complete: served.complete,
+        outside,
+        union,
+        held: (cache, guard, held),
+        private,
+    };
+    last.wait(serving, || {}, registered, drop)
+}
+
+/// The end of a mount.
+pub(super) struct Last<'a, H> {
+    /// Ends before the layers are let go of.
+    pub(super) tending: Option<Completing>,
+    pub(super) complete: Option<Complete>,
+    pub(super) outside: &'a Outside,
+    pub(super) union: Arc<Union>,
+    /// What else of the layers is open, and keeps them.
+    pub(super) held: H,
+    pub(super) private: Option<PrivateUpper>,
+}
+
+impl<H> Last<'_, H> {
+    /// Waits until the mount is gone, and puts away what belonged to it. `at_end` is called first of all; `withdraw` is given what
+    /// others find the mount by, last of all.
+    pub(super) fn wait<R>(
+        self,
+        serving: JoinHandle<io::Result<()>>,
+        at_end: impl FnOnce(),
+        registered: Option<R>,
+        withdraw: impl FnOnce(R),
+    ) -> Result<(), MountError> {
+        let ended = serving
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
+        at_end();
+        if ended.is_err() {
+            give_up(self.outside.unmount(true));
+        }
+        drop(self.tending);
+        if self.private.is_none() && self.complete != Some(Complete::Never) {
+            completing::at_the_end(&self.union);
+        }
+        // The layers first: whoever waits for the mount to be gone may want to unmount what they lie on.
+        drop(self.union);
+        drop(self.held);
+        self.outside.discard();
+        drop(self.private);
+        if let Some(registered) = registered {
+            self.outside.finish();
+            withdraw(registered);
+        }
+        ended.map_err(|e| MountError::Io("the connection to the kernel", e))
     }
-    drop(tending);
-    if private.is_none() && served.complete != Some(Complete::Never) {
-        completing::at_the_end(&union);
-    }
-    // The layers first: whoever waits for the mount to be gone may want to unmount what they lie on.
-    drop(union);
-    drop(guard);
-    outside.discard();
-    drop(private);
-    if registered.is_some() {
-        outside.finish();
-    }
-    drop(registered);
-    ended.map_err(|e| MountError::Io("the connection to the kernel", e))
 }
 
 pub(super) fn record(mounted: &Mounted, served: &Served, outside: &Outside) -> Record {
@@ -344,9 +385,11 @@ pub(super) fn record(mounted: &Mounted, served: &Served, outside: &Outside) -> R
         mountpoint: mounted.mountpoint.clone(),
         source: mounted.source.clone(),
         image: mounted.image.clone(),
-        layers: mounted.layers.iter().map(|l| shown(l)).collect(),
-        upper: mounted.upper.as_deref().map(shown),
-        work: mounted.work.as_deref().map(shown),
+        layers: (mounted.parts.lowers.iter())
+            .map(|place| shown(&place.path))
+            .collect(),
+        upper: mounted.parts.upper().map(shown),
+        work: mounted.parts.work().map(shown),
         private: mounted.private.is_some(),
         pid: std::process::id(),
         outside: outside.process(),
@@ -354,7 +397,16 @@ pub(super) fn record(mounted: &Mounted, served: &Served, outside: &Outside) -> R
             .duration_since(UNIX_EPOCH)
             .map_or(0, |now| now.as_secs()),
         log: served.log.path.as_deref().map(shown),
+        version: Some(VERSION.to_owned()),
+        binary: binary(),
+        supervised: false,
     }
+}
+
+/// Where this program lies, as far as it can be told.
+pub(super) fn binary() -> Option<String> {
+    let found = std::env::current_exe().ok()?;
+    Some(found.display().to_string())
 }
 
 /// Lets others find the mount, where there is a place for that.
@@ -423,7 +475,7 @@ pub(super) fn start_threads(
         .map_err(failed)?;
     let registered = registered.and_then(|(registration, place)| {
         let info = Info {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: VERSION.to_owned(),
             passthrough: union.params().passthrough,
             writeback: union.params().writeback,
             read_only: union.params().read_only,

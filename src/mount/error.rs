@@ -113,6 +113,25 @@ pub enum MountError {
     /// No mount of this program lies there.
     #[error("{} is not an acetate mount", .0.display())]
     NotMounted(PathBuf),
+    /// A mount that goes over to another program finds another directory there.
+    #[error("the {} {} is not the one that was mounted: unmount and mount again", .0, .1.display())]
+    Replaced(&'static str, PathBuf),
+    /// A mount cannot go over to this program.
+    #[error(
+        "it understands \"{ours}\", and the mount was made by one that says \"{theirs}\": unmount and mount again"
+    )]
+    OtherForm {
+        /// What the other program says.
+        theirs: String,
+        /// What this one would have said.
+        ours: String,
+    },
+    /// A mount cannot go over to this program, which would have agreed on something else with the kernel.
+    #[error("it would have agreed on something else with the kernel: unmount and mount again")]
+    OtherAgreement,
+    /// A mount did not go over to another program, and is served as before.
+    #[error("{}: {}", .0.display(), .1)]
+    NotUpgraded(PathBuf, String),
     /// Its daemon is gone.
     #[error("the daemon of {} has died: acetate umount {} takes the mount away", .0.display(), .0.display())]
     Dead(PathBuf),

@@ -69,6 +69,20 @@ impl Log {
         })
     }
 
+    /// Nobody chose where it lies.
+    pub(super) fn is_default(&self) -> bool {
+        self.default
+    }
+
+    /// Goes on with the log of another program. Where it cannot be opened, what is logged goes where the program's errors go.
+    pub(super) fn go_on(path: Option<PathBuf>, default: bool, debug: bool) -> Log {
+        let started = Log::start(path.as_deref(), None, "", true, debug);
+        if let Err(e) = started {
+            ::log::warn!("{e}");
+        }
+        Log { path, default }
+    }
+
     /// What must stay open for the log to be written to.
     pub(super) fn descriptor() -> Option<RawFd> {
         DESCRIPTOR.get().copied()

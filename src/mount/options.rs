@@ -11,6 +11,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use self::names::{Flag, NAMED_ONCE, WITHOUT_EFFECT, flag, not_supported, unknown};
 use self::values::{on_off, one_zero, path, seconds, size, split, unescape};
 use super::error::OptionError;
@@ -21,17 +23,25 @@ use crate::union::idmap::IdMaps;
 use crate::union::params::{PassthroughLower, RedirectDir};
 
 /// The options of one mount.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// Written down for another program, the directories are left out: they are told with what they turned out to be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MountOptions {
     /// `lowerdir`, topmost first.
+    #[serde(skip)]
     pub lowers: Vec<PathBuf>,
     /// `datadir+`, and what follows a double colon of `lowerdir`: data-only layers.
+    #[serde(skip)]
     pub data_layers: Vec<PathBuf>,
     /// `upperdir`.
+    #[serde(skip)]
     pub upper: Option<PathBuf>,
     /// `workdir`.
+    #[serde(skip)]
     pub work: Option<PathBuf>,
     /// `ro`, `nosuid` and the other flags of `mount(2)`.
+    #[serde(with = "flag_bits")]
     pub flags: MountFlags,
     /// `fsname`.
     pub fsname: Option<OsString>,
@@ -89,8 +99,21 @@ pub struct MountOptions {
     pub sandbox: bool,
 }
 
+mod flag_bits {
+    use super::MountFlags;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(flags: &MountFlags, to: S) -> Result<S::Ok, S::Error> {
+        flags.bits().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<MountFlags, D::Error> {
+        u32::deserialize(from).map(MountFlags::from_bits_retain)
+    }
+}
+
 /// What `partial` says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Partial {
     /// Files are copied up whole.
     Off,
@@ -99,7 +122,7 @@ pub enum Partial {
 }
 
 /// What `complete` says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Complete {
     /// Only when asked to, and at the end.
     Off,
@@ -110,7 +133,7 @@ pub enum Complete {
 }
 
 /// What `layer_index` says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LayerIndex {
     /// Layers of the store answer from the index that lies beside their tree.
     #[default]

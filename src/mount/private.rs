@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -58,6 +59,16 @@ impl PrivateUpper {
         let lock = made().map_err(failed(&dir))?;
         drop(guard);
         Ok(PrivateUpper { dir, lock })
+    }
+
+    /// The one in `dir`, which `lock` holds already.
+    pub(super) fn held(dir: PathBuf, lock: File) -> PrivateUpper {
+        PrivateUpper { dir, lock }
+    }
+
+    /// By what it is held.
+    pub(super) fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
 
     pub(super) fn upper(&self) -> PathBuf {

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -28,12 +29,15 @@ enum PathText {
     Bytes(Vec<u8>),
 }
 
-mod path_text {
+pub(super) mod path_text {
     use super::{OsStrExt, OsStringExt, Path, PathBuf, PathText};
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
     use std::ffi::OsString;
 
-    pub(super) fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    pub(in crate::mount) fn serialize<S: Serializer>(
+        path: &Path,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         match path.to_str() {
             Some(text) => PathText::Text(text.to_owned()),
             None => PathText::Bytes(path.as_os_str().as_bytes().to_vec()),
@@ -41,7 +45,9 @@ mod path_text {
         .serialize(to)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+    pub(in crate::mount) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<PathBuf, D::Error> {
         Ok(match PathText::deserialize(from)? {
             PathText::Text(text) => text.into(),
             PathText::Bytes(bytes) => OsString::from_vec(bytes).into(),
@@ -80,6 +86,15 @@ pub struct Record {
     pub since: u64,
     /// Where the daemon writes its log.
     pub log: Option<String>,
+    /// The version of the program that serves it. Those that did not tell it are older than 0.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Where that program lay when it was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binary: Option<String>,
+    /// The daemon is a supervisor: the mount outlives the process that serves it, and can go over to another program.
+    #[serde(default)]
+    pub supervised: bool,
 }
 
 /// What has become of a mount.
@@ -100,7 +115,7 @@ pub(super) struct Registration {
     dir: PathBuf,
     id: String,
     /// Locked until the daemon ends.
-    _lock: File,
+    lock: File,
 }
 
 pub(super) fn record_path(dir: &Path, id: &str) -> PathBuf {
@@ -111,28 +126,62 @@ pub(super) fn socket_path(dir: &Path, id: &str) -> PathBuf {
     dir.join(format!("{id}.sock"))
 }
 
+/// Where a record is written.
+fn temporary_path(dir: &Path, id: &str) -> PathBuf {
+    dir.join(format!("{id}.new"))
+}
+
 impl Registration {
     /// Publishes a record.
     pub(super) fn new(dir: &Path, record: &Record) -> io::Result<Registration> {
-        let temporary = dir.join(format!("{}.new", record.id));
+        let registration = Registration::prepare(dir, record)?;
+        registration.publish()?;
+        Ok(registration)
+    }
+
+    /// Writes a record, to be published later.
+    pub(super) fn prepare(dir: &Path, record: &Record) -> io::Result<Registration> {
+        let temporary = temporary_path(dir, &record.id);
         let mut file = File::create_new(&temporary)?;
         // The lock is the file's, whatever its name.
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         file.write_all(&serde_json::to_vec(record)?)?;
-        fs::rename(&temporary, record_path(dir, &record.id))?;
         Ok(Registration {
             dir: dir.to_owned(),
             id: record.id.clone(),
-            _lock: file,
+            lock: file,
         })
     }
+
+    /// From now on others find it, in place of one that was there.
+    pub(super) fn publish(&self) -> io::Result<()> {
+        fs::rename(
+            temporary_path(&self.dir, &self.id),
+            record_path(&self.dir, &self.id),
+        )
+    }
+
+    /// By what it is held.
+    pub(super) fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+}
+
+/// Takes away what was prepared and never published.
+pub(super) fn take_back(dir: &Path, id: &str) {
+    remove(&temporary_path(dir, id));
 }
 
 /// Another process is the daemon of a mount from now on. The record stays locked as long as this process lives.
 pub(super) fn set_daemon(dir: &Path, id: &str, pid: u32) -> io::Result<()> {
     let (record, _) = read_record(&record_path(dir, id))?;
     // The one that was made first takes the record away.
-    std::mem::forget(Registration::new(dir, &Record { pid, ..record })?);
+    let record = Record {
+        pid,
+        supervised: false,
+        ..record
+    };
+    std::mem::forget(Registration::new(dir, &record)?);
     Ok(())
 }
 
@@ -248,7 +297,7 @@ fn records_named(wanted: impl Fn(&OsStr) -> bool) -> Vec<Found> {
 
 /// Takes away what a dead daemon left, once its mount is gone as well.
 fn sweep(found: &Found) {
-    for extension in ["sock", "new", "json"] {
+    for extension in ["sock", "new", "program", "answer", "json"] {
         remove(&found.dir.join(format!("{}.{extension}", found.record.id)));
     }
 }
@@ -502,6 +551,9 @@ mod tests {
             outside: None,
             since: 2,
             log: None,
+            version: None,
+            binary: None,
+            supervised: false,
         }
     }
 

@@ -9,14 +9,20 @@
 //! A worker that crashes again and again is not started for ever: see [`CRASHES`] and [`KILLS`]. Then one more is started that
 //! refuses every change, so that what is there can be read, and says why in its log; when that crashes too, the mount is
 //! left without anyone, as that of a daemon that died.
+//!
+//! Another program can go on with the mount (see `handover`): it is started beside the worker, to find out whether it can;
+//! then the worker is ended and the other program is started anew, as a supervisor with all that is open, whose worker takes over
+//! as any other does. This supervisor ends when that worker serves the mount, and otherwise starts one of its own. When
+//! the other program's workers crash within [`PROBATION`], it becomes this program again.
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::sys::daemon::open_descriptors;
+use super::handover::{Former, Handover, Part, left_open};
+use crate::sys::daemon::{close_all_but, open_descriptors};
 use crate::sys::shared_log::{SharedLog, Word};
 use crate::sys::worker::{self, Ending, Event, Side};
 use crate::union::{BROKEN, Journal};
@@ -30,6 +36,12 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// So many workers in a row that were killed before they had served a single request, for as long as [`WINDOW`]: for want of
 /// memory, most likely. Fewer, or for a shorter time, may be those of a machine that is busy.
 const KILLS: u32 = 20;
+
+/// How long another program may take to see whether it can go on with the mount, and then to do so.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// When another program crashes so soon after it took the mount over, the one before takes it back.
+const PROBATION: Duration = Duration::from_secs(60);
 
 /// [`Word::Phase`]: the mount answers.
 const READY: u64 = 1;
@@ -139,32 +151,98 @@ impl Deaths {
     }
 }
 
-/// Becomes the supervisor. Returns in each worker, and in this process only where there can be none. `in_background` is called
-/// once the mount answers. Precondition: there is no other thread.
-pub(super) fn start(mut in_background: impl FnMut() -> io::Result<()>) -> io::Result<Role> {
-    if !worker::is_single_threaded()? {
-        log::warn!("no supervisor: the process has several threads");
-        return Ok(Role::Alone);
-    }
-    let log = Arc::new(SharedLog::new()?);
+/// What a supervisor is given.
+pub(super) struct Setup {
+    pub(super) log: Arc<SharedLog>,
+    /// By which another program can go on; `None` where nobody could ask for it.
+    pub(super) handover: Option<Handover>,
+    /// Somebody waits for this very process to end.
+    pub(super) awaited: bool,
+    /// Another program had the mount before.
+    pub(super) succession: Option<Succession>,
+}
+
+/// What a supervisor knows of the program that had the mount before.
+pub(super) struct Succession {
+    /// To be gone back to; `None` in one that was gone back to.
+    pub(super) former: Option<Former>,
+}
+
+/// What became of a worker.
+enum Outcome {
+    Ended(Ending),
+    /// Another program has found that it can go on.
+    Convinced,
+}
+
+/// Becomes the supervisor. Returns in each worker. `when_ready` is called each time that a worker serves the mount.
+/// Precondition: there is no other thread.
+pub(super) fn start(
+    setup: Setup,
+    mut when_ready: impl FnMut() -> io::Result<()>,
+) -> io::Result<Role> {
     worker::block_signals()?;
-    let own = open_descriptors()?;
+    let log = setup.log.clone();
+    let mut own = open_descriptors()?;
+    let succeeds = setup.succession.is_some();
+    if succeeds {
+        // Those belong to the workers.
+        let left = left_open(log.as_fd().as_raw_fd())?;
+        own.retain(|fd| !left.contains(fd));
+    }
+    let former = setup.succession.as_ref().and_then(|s| s.former.as_ref());
+    let begin = Instant::now();
+    let mut ready = false;
     let mut deaths = Deaths::new();
     let mut before: Option<Ending> = None;
     let mut read_only = false;
-    // From here on the supervisor allocates nothing.
+    // From here on the supervisor allocates nothing, until it is asked for another program.
     loop {
         let served = log.get(Word::Progress);
         let running = match worker::start()? {
-            Side::Worker => return take_up(log, &own, before, read_only),
+            Side::Worker => {
+                return take_up(log, &own, succeeds, before, read_only);
+            }
             Side::Supervisor(running) => running,
         };
-        let ending = watch(running, &mut in_background)?;
+        let outcome = watch(running, &setup, || {
+            ready = true;
+            when_ready()
+        })?;
+        let ending = match (outcome, &setup.handover) {
+            (Outcome::Ended(ending), _) => ending,
+            (Outcome::Convinced, Some(handover)) => {
+                worker::end(running)?;
+                hand_over(handover, &setup)?;
+                log::error!("this program goes on with the mount: the other one failed");
+                if log.get(Word::Phase) != READY {
+                    std::process::exit(0);
+                }
+                before = Some(Ending::Killed);
+                continue;
+            }
+            (Outcome::Convinced, None) => Ending::Killed,
+        };
         if log.get(Word::Phase) != READY {
             if log.get(Word::Phase) == BROKEN {
                 log::error!("the mount has lost its daemon: {ending:?}");
             }
             std::process::exit(exit_code(ending));
+        }
+        if let (Some(former), Some(handover)) = (former, &setup.handover) {
+            if !ready {
+                handover.answer(&format!(
+                    "its first process did not serve the mount: {ending}"
+                ));
+                std::process::exit(1);
+            }
+            if ending != Ending::Killed && begin.elapsed() < PROBATION {
+                log::error!(
+                    "the daemon of the new program: {ending}; the program before takes the mount back"
+                );
+                let e = handover.go_back(former);
+                log::error!("it does not: {e}");
+            }
         }
         let verdict = deaths.add(ending, log.get(Word::Progress) != served, Instant::now());
         if verdict == Verdict::Loop {
@@ -188,37 +266,138 @@ fn exit_code(ending: Ending) -> i32 {
     }
 }
 
-/// Waits until a worker has ended.
+/// Passes a signal on. Who is to get it may have ended by now, which is found out soon.
+fn pass_on(to: worker::Worker, signal: nix::sys::signal::Signal) -> io::Result<()> {
+    worker::pass_on(to, signal).or_else(|e| match e.raw_os_error() {
+        Some(libc::ESRCH) => Ok(()),
+        _ => Err(e),
+    })
+}
+
+/// Waits until a worker has ended, or another program can go on with the mount.
 fn watch(
     running: worker::Worker,
-    in_background: &mut impl FnMut() -> io::Result<()>,
-) -> io::Result<Ending> {
+    setup: &Setup,
+    mut when_ready: impl FnMut() -> io::Result<()>,
+) -> io::Result<Outcome> {
+    let mut rehearsal: Option<(worker::Worker, Instant)> = None;
+    let answer = |text: &str| setup.handover.iter().for_each(|h| h.answer(text));
     loop {
-        let asked = match worker::wait(running)? {
-            Event::Ended(ending) => return Ok(ending),
+        let (other, until) = rehearsal.unzip();
+        match worker::wait_beside(running, other, until)? {
+            Event::Ended(ending) => {
+                if let Some(other) = other {
+                    worker::end_group(other)?;
+                    answer("the daemon died meanwhile: try again");
+                }
+                return Ok(Outcome::Ended(ending));
+            }
             // Where nobody waits for the mount, nobody wants it.
-            Event::Ready => match in_background() {
-                Ok(()) => continue,
-                Err(_) => nix::sys::signal::Signal::SIGTERM,
+            Event::Ready => {
+                if when_ready().is_err() {
+                    pass_on(running, nix::sys::signal::Signal::SIGTERM)?;
+                }
+            }
+            Event::Asked(signal) => pass_on(running, signal)?,
+            Event::Upgrade if other.is_some() => {}
+            Event::Upgrade if setup.log.get(Word::Phase) != READY => {
+                answer("the mount is only being made, or is gone");
+            }
+            Event::Upgrade => match setup.handover.as_ref().map(rehearse) {
+                Some(Ok(started)) => rehearsal = Some((started, Instant::now() + LIMIT)),
+                Some(Err(e)) => answer(&format!("no process can be started: {e}")),
+                None => {}
             },
-            Event::Asked(signal) => signal,
-        };
-        // It may have ended by now, which the next turn finds out.
-        worker::pass_on(running, asked).or_else(|e| match e.raw_os_error() {
-            Some(libc::ESRCH) => Ok(()),
-            _ => Err(e),
-        })?;
+            Event::OtherEnded(ending) => {
+                if let Some(other) = other {
+                    worker::end_group(other)?;
+                }
+                rehearsal = None;
+                if ending == Ending::Exited(0) {
+                    return Ok(Outcome::Convinced);
+                }
+                answer(&format!("it cannot go on with a mount: {ending}"));
+            }
+            Event::Overdue => {
+                if let Some(other) = other {
+                    worker::end_group(other)?;
+                }
+                rehearsal = None;
+                answer(&format!("it did not say within {LIMIT:?} whether it can"));
+            }
+        }
     }
+}
+
+/// Starts the other program, to find out whether it can go on with the mount.
+fn rehearse(handover: &Handover) -> io::Result<worker::Worker> {
+    match worker::start_apart()? {
+        Side::Supervisor(started) => Ok(started),
+        Side::Worker => become_other(handover, Part::Rehearse),
+    }
+}
+
+fn become_other(handover: &Handover, part: Part) -> ! {
+    let e = handover.become_successor(part);
+    handover.answer(&e.to_string());
+    worker::leave(1)
+}
+
+/// Has the other program go on. Precondition: nobody serves the mount. Returns when that failed, and nothing is left of it.
+fn hand_over(handover: &Handover, setup: &Setup) -> io::Result<()> {
+    worker::inherit_orphans(true)?;
+    let successor = match worker::start_apart() {
+        Ok(Side::Supervisor(successor)) => successor,
+        Ok(Side::Worker) => become_other(handover, Part::GoOn),
+        Err(e) => {
+            handover.answer(&format!("no process can be started: {e}"));
+            return worker::inherit_orphans(false);
+        }
+    };
+    let until = Instant::now() + LIMIT;
+    let failed = loop {
+        match worker::wait_beside(successor, None, Some(until)) {
+            // What a worker's own process outside says may have been under way.
+            Ok(Event::Ready)
+                if setup.log.get(Word::Supervisor) == u64::from(successor.number()) =>
+            {
+                return let_go(setup);
+            }
+            Ok(Event::Ready | Event::Upgrade | Event::OtherEnded(_)) => {}
+            Ok(Event::Asked(signal)) => pass_on(successor, signal)?,
+            Ok(Event::Ended(ending)) => break format!("it did not serve the mount: {ending}"),
+            Ok(Event::Overdue) => break format!("it did not serve the mount within {LIMIT:?}"),
+            Err(e) => break e.to_string(),
+        }
+    };
+    // Never may two serve one mount.
+    worker::end_group(successor)?;
+    worker::inherit_orphans(false)?;
+    handover.answer(&failed);
+    log::error!("another program did not take over: {failed}");
+    Ok(())
+}
+
+/// Another supervisor has the mount.
+fn let_go(setup: &Setup) -> io::Result<()> {
+    if !setup.awaited {
+        worker::leave(0);
+    }
+    close_all_but(&[])?;
+    let log = &setup.log;
+    let ending = worker::stand_by(|| u32::try_from(log.get(Word::Supervisor)).unwrap_or(0))?;
+    worker::leave(exit_code(ending))
 }
 
 /// What a new worker finds.
 fn take_up(
     log: Arc<SharedLog>,
     own: &[RawFd],
+    succeeds: bool,
     before: Option<Ending>,
     read_only: bool,
 ) -> io::Result<Role> {
-    let journal = if before.is_some() {
+    let journal = if before.is_some() || succeeds {
         Journal::take_up(log.clone())
     } else {
         Journal::new(log.clone())
@@ -241,7 +420,7 @@ fn take_up(
         worker::close_left(&left);
     }
     Ok(Role::Worker(Worker {
-        first: before.is_none(),
+        first: before.is_none() && !succeeds,
         journal,
         read_only: read_only.then(|| {
             format!("its daemon was ended {CRASHES} times within {WINDOW:?}, or for that long {KILLS} times or more before it served anything")

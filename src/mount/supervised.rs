@@ -4,79 +4,153 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::completing::{self, Completing};
+use super::completing::Completing;
 use super::compose::Mounted;
-use super::control;
+use super::control::{self, Control};
 use super::daemon::{
-    Served, Starter, Threads, give_up, go_into_background, record, register, start_threads,
+    Last, Served, Starter, Threads, give_up, go_into_background, record, register, start_threads,
 };
 use super::error::MountError;
-use super::options::Complete;
+use super::handover::{self, Handover};
+use super::options::MountOptions;
 use super::outside::Outside;
 use super::state::{Record, Registration};
-use super::supervise::{self, Role, Worker};
+use super::supervise::{self, Role, Setup, Worker};
 use crate::fuse::{Connection, Session, TakeOver, can_resend};
 use crate::sys::daemon::outlive_starter;
 use crate::sys::memory;
+use crate::sys::shared_log::SharedLog;
 use crate::sys::worker;
 
 /// Serves the mount in a process that another takes over from when it dies, while this one waits.
 pub(super) fn serve(
     mounted: Mounted,
     mut served: Served,
-    mut starter: Option<Starter>,
+    options: &MountOptions,
+    starter: Option<Starter>,
     outside: Arc<Outside>,
 ) -> Result<(), MountError> {
     served.signals.add(worker::NOTICE);
-    let record = record(&mounted, &served, &outside);
-    let registered = register(&served, &record);
-    let (role, init) = match with_supervisor(&mounted, &mut starter) {
-        Ok(started) => started,
+    let begun = match Begun::new(&mounted) {
+        Ok(begun) => begun,
         Err(e) => {
             give_up(outside.unmount(true));
             return Err(e);
         }
     };
-    let left_to = role.next();
-    let serving = Serving {
+    let record = Record {
+        supervised: begun.log.is_some(),
+        ..record(&mounted, &served, &outside)
+    };
+    let registered = register(&served, &record);
+    let going = Going {
         mounted,
         served,
         record,
         outside,
+        registered,
     };
-    let ended = serving.run(&role, init, registered, starter);
-    if let (Err(e), true) = (&ended, left_to()) {
-        // Another process takes over, which needs the record and the socket.
-        log::error!("{e}");
-        std::process::exit(i32::from(e.exit_code()));
+    match with_supervisor(&going, begun, options, starter) {
+        Ok((role, init, starter)) => going.serve(role, init, starter),
+        Err(e) => {
+            give_up(going.outside.unmount(true));
+            Err(e)
+        }
     }
-    ended
+}
+
+/// A mount that is to be served, and can be found.
+pub(super) struct Going {
+    pub(super) mounted: Mounted,
+    pub(super) served: Served,
+    pub(super) record: Record,
+    pub(super) outside: Arc<Outside>,
+    pub(super) registered: Option<(Registration, control::Place)>,
+}
+
+impl Going {
+    /// As a worker, or as one whom nobody supervises.
+    pub(super) fn serve(
+        self,
+        role: Role,
+        init: Vec<u8>,
+        starter: Option<Starter>,
+    ) -> Result<(), MountError> {
+        let left_to = role.next();
+        let serving = Serving {
+            mounted: self.mounted,
+            served: self.served,
+            record: self.record,
+            outside: self.outside,
+        };
+        let ended = serving.run(&role, init, self.registered, starter);
+        if let (Err(e), true) = (&ended, left_to()) {
+            // Another process takes over, which needs the record and the socket.
+            log::error!("{e}");
+            std::process::exit(i32::from(e.exit_code()));
+        }
+        ended
+    }
+}
+
+/// What is known of the connection before it is served.
+struct Begun {
+    init: Vec<u8>,
+    /// What one worker tells the next; `None` where there is to be but one.
+    log: Option<Arc<SharedLog>>,
+}
+
+impl Begun {
+    fn new(mounted: &Mounted) -> Result<Begun, MountError> {
+        let init = Connection::first_message(&mounted.device)
+            .map_err(|e| MountError::Io("the kernel's first message", e))?;
+        let failed = |e| MountError::Io("cannot start a process", e);
+        let log = if !can_resend(&init) {
+            log::warn!(
+                "no supervisor: the kernel sends no request twice, as Linux does from 6.9 on"
+            );
+            None
+        } else if !worker::is_single_threaded().map_err(failed)? {
+            log::warn!("no supervisor: the process has several threads");
+            None
+        } else {
+            Some(Arc::new(SharedLog::new().map_err(failed)?))
+        };
+        Ok(Begun { init, log })
+    }
 }
 
 /// Has the rest done by another process, while this one waits. Returns in the other, or where there can be none, with the
 /// kernel's first message.
 fn with_supervisor(
-    mounted: &Mounted,
-    starter: &mut Option<Starter>,
-) -> Result<(Role, Vec<u8>), MountError> {
-    let failed = |e| MountError::Io("the kernel's first message", e);
-    let init = Connection::first_message(&mounted.device).map_err(failed)?;
-    if !can_resend(&init) {
-        log::warn!("no supervisor: the kernel sends no request twice, as Linux does from 6.9 on");
-        return Ok((Role::Alone, init));
-    }
+    going: &Going,
+    begun: Begun,
+    options: &MountOptions,
+    mut starter: Option<Starter>,
+) -> Result<(Role, Vec<u8>, Option<Starter>), MountError> {
+    let Begun { init, log } = begun;
+    let Some(log) = log else {
+        return Ok((Role::Alone, init, starter));
+    };
     // Nothing that a worker may close is known to the processes that come after it.
-    mounted.cache.clear();
-    let role = supervise::start(|| match starter.take() {
+    going.mounted.cache.clear();
+    let detached = starter.is_some();
+    let state = handover::describe(going, options, (&init, detached), &log);
+    let failed = |e| MountError::Io("cannot start a process", e);
+    let setup = Setup {
+        log,
+        handover: Handover::new(&state).map_err(failed)?,
+        awaited: !detached,
+        succession: None,
+    };
+    let role = supervise::start(setup, || match starter.take() {
         Some(starter) => tell(starter),
         None => Ok(()),
     })
-    .map_err(|e| MountError::Io("cannot start a process", e))?;
-    if matches!(role, Role::Worker(_)) {
-        // The supervisor's, by the same numbers.
-        std::mem::forget(starter.take());
-    }
-    Ok((role, init))
+    .map_err(failed)?;
+    // The supervisor's, by the same numbers.
+    std::mem::forget(starter.take());
+    Ok((role, init, None))
 }
 
 /// The mount answers: who waits for it is told.
@@ -166,24 +240,28 @@ impl Serving {
         let private = self.mounted.private.is_some();
         let tending = Completing::start(&self.mounted.union, self.served.complete, private);
         memory::give_back();
-        let ended = serving
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
-        if let Role::Worker(worker) = role {
-            worker.say_ending();
-        }
-        if ended.is_err() {
-            give_up(self.outside.unmount(true));
-        }
-        drop(tending);
-        let (outside, complete) = (self.outside, self.served.complete);
-        self.mounted.let_go(complete);
-        outside.discard();
-        if let Some((registration, _)) = registered {
-            outside.finish();
-            registration.withdraw();
-        }
-        ended.map_err(|e| MountError::Io("the connection to the kernel", e))
+        let mounted = self.mounted;
+        let last = Last {
+            tending,
+            complete: self.served.complete,
+            outside: &self.outside,
+            union: mounted.union,
+            held: (
+                mounted.upper_layer,
+                mounted.cache,
+                mounted.guard,
+                mounted.held,
+                mounted.device,
+            ),
+            private: mounted.private,
+        };
+        let say_ending = || {
+            if let Role::Worker(worker) = role {
+                worker.say_ending();
+            }
+        };
+        let withdraw = |(registration, _): (Registration, Control)| registration.withdraw();
+        last.wait(serving, say_ending, registered, withdraw)
     }
 
     /// Until the mount answers.
@@ -244,30 +322,6 @@ impl Serving {
 /// Whether no process served the mount before.
 fn is_first(role: &Role) -> bool {
     !matches!(role, Role::Worker(Worker { first: false, .. }))
-}
-
-impl Mounted {
-    /// The mount is gone. The layers go first: whoever waits for that may want to unmount what they lie on.
-    fn let_go(self, complete: Option<Complete>) {
-        let Mounted {
-            union,
-            upper_layer,
-            cache,
-            private,
-            guard,
-            device,
-            ..
-        } = self;
-        if private.is_none() && complete != Some(Complete::Never) {
-            completing::at_the_end(&union);
-        }
-        drop(upper_layer);
-        drop(union);
-        drop(cache);
-        drop(guard);
-        drop(device);
-        drop(private);
-    }
 }
 
 /// The supervisor has died: nobody takes over from this process, which others now have to look for.

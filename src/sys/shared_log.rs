@@ -20,6 +20,8 @@ const HEAD: usize = 4096;
 /// Addresses kept for each half; memory is used only as far as it is written.
 const HALF: usize = 1 << 30;
 
+const SIZE: usize = HEAD + 2 * HALF;
+
 /// A word beside the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {
@@ -29,10 +31,19 @@ pub enum Word {
     Progress = 5,
     /// Free for the users of the log.
     Condensed = 6,
+    /// Free for the users of the log.
+    Supervisor = 7,
 }
 
 const ACTIVE: usize = 0;
 const LENGTHS: usize = 1;
+
+/// The word that tells the length of the note, and where that stands.
+const NOTE_LENGTH: usize = 8;
+const NOTE: usize = 256;
+
+/// A note is no longer.
+const LONGEST_NOTE: usize = HEAD - NOTE;
 
 /// See the module.
 pub struct SharedLog {
@@ -52,13 +63,24 @@ impl SharedLog {
     /// An empty log.
     pub fn new() -> io::Result<SharedLog> {
         let memory = rustix::fs::memfd_create("acetate-journal", MemfdFlags::CLOEXEC)?;
-        let size = HEAD + 2 * HALF;
-        rustix::fs::ftruncate(&memory, size as u64)?;
+        rustix::fs::ftruncate(&memory, SIZE as u64)?;
+        SharedLog::map(memory)
+    }
+
+    /// The log that another program left in this memory. Precondition: that program runs no more, or writes no more.
+    pub fn of(memory: OwnedFd) -> io::Result<SharedLog> {
+        if rustix::fs::fstat(&memory)?.st_size as u64 != SIZE as u64 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        SharedLog::map(memory)
+    }
+
+    fn map(memory: OwnedFd) -> io::Result<SharedLog> {
         // SAFETY: a new mapping, wherever the kernel likes, of a descriptor that is open.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                size,
+                SIZE,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED | libc::MAP_NORESERVE,
                 memory.as_raw_fd(),
@@ -98,6 +120,33 @@ impl SharedLog {
         self.word(word as usize).fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Keeps something short beside the records, instead of what was kept there.
+    pub fn set_note(&self, note: &[u8]) -> io::Result<()> {
+        let _writing = self.writing.lock();
+        if note.len() > LONGEST_NOTE {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.word(NOTE_LENGTH).store(0, Ordering::Release);
+        // SAFETY: the bytes lie within the head, behind its words, and nobody else touches them under the lock.
+        unsafe {
+            std::ptr::copy_nonoverlapping(note.as_ptr(), self.start.as_ptr().add(NOTE), note.len());
+        }
+        self.word(NOTE_LENGTH)
+            .store(note.len() as u64, Ordering::Release);
+        Ok(())
+    }
+
+    /// What is kept beside the records; nothing in the beginning.
+    pub fn note(&self) -> Vec<u8> {
+        let _writing = self.writing.lock();
+        let length = self.word(NOTE_LENGTH).load(Ordering::Acquire) as usize;
+        // SAFETY: as above, and the length is cut to what lies there.
+        unsafe {
+            std::slice::from_raw_parts(self.start.as_ptr().add(NOTE), length.min(LONGEST_NOTE))
+        }
+        .to_vec()
+    }
+
     fn half(&self, half: u64) -> *mut u8 {
         // SAFETY: both halves lie within the mapping.
         unsafe { self.start.as_ptr().add(HEAD + half as usize * HALF) }
@@ -107,13 +156,19 @@ impl SharedLog {
         self.word(LENGTHS + half as usize)
     }
 
+    /// Whatever stands there, it is no more than there is.
+    fn length(&self, half: u64) -> usize {
+        let length = self.length_of(half).load(Ordering::Acquire);
+        usize::try_from(length).unwrap_or(HALF).min(HALF)
+    }
+
     fn active(&self) -> u64 {
         self.word(ACTIVE).load(Ordering::Acquire) & 1
     }
 
     /// Bytes in the log.
     pub fn len(&self) -> usize {
-        self.length_of(self.active()).load(Ordering::Acquire) as usize
+        self.length(self.active())
     }
 
     /// Whether nothing is in it.
@@ -130,8 +185,7 @@ impl SharedLog {
 
     /// Precondition: `writing` is held.
     fn append_locked(&self, half: u64, record: &[u8]) -> io::Result<()> {
-        let length = self.length_of(half);
-        let at = length.load(Ordering::Relaxed) as usize;
+        let (length, at) = (self.length_of(half), self.length(half));
         if record.len() > HALF - at {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
@@ -147,11 +201,7 @@ impl SharedLog {
     pub fn read(&self) -> Vec<u8> {
         let _writing = self.writing.lock();
         let half = self.active();
-        self.copy_locked(
-            half,
-            0,
-            self.length_of(half).load(Ordering::Relaxed) as usize,
-        )
+        self.copy_locked(half, 0, self.length(half))
     }
 
     /// Precondition: `writing` is held, or the half is not exchanged meanwhile and the range lies below its length.
@@ -164,14 +214,13 @@ impl SharedLog {
     /// two threads at once.
     pub fn rewrite(&self, condense: impl FnOnce(&[u8]) -> Vec<u8>) -> io::Result<()> {
         let half = self.active();
-        let until = self.length_of(half).load(Ordering::Acquire) as usize;
+        let until = self.length(half);
         let new = condense(&self.copy_locked(half, 0, until));
         let other = 1 - half;
         let _writing = self.writing.lock();
         self.length_of(other).store(0, Ordering::Release);
         self.append_locked(other, &new)?;
-        let end = self.length_of(half).load(Ordering::Relaxed) as usize;
-        let meanwhile = self.copy_locked(half, until, end);
+        let meanwhile = self.copy_locked(half, until, self.length(half).max(until));
         self.append_locked(other, &meanwhile)?;
         self.word(ACTIVE).store(other, Ordering::Release);
         rustix::fs::fallocate(
@@ -193,7 +242,7 @@ impl AsFd for SharedLog {
 impl Drop for SharedLog {
     fn drop(&mut self) {
         // SAFETY: exactly what was mapped, and nothing of it outlives the value.
-        let result = unsafe { libc::munmap(self.start.as_ptr().cast(), HEAD + 2 * HALF) };
+        let result = unsafe { libc::munmap(self.start.as_ptr().cast(), SIZE) };
         if result != 0 {
             log::debug!("munmap: {}", io::Error::last_os_error());
         }
@@ -238,5 +287,10 @@ mod tests {
         log.count(Word::Progress);
         assert_eq!(log.read(), [7; 5000]);
         assert_eq!((log.get(Word::Phase), log.get(Word::Progress)), (3, 1));
+        assert_eq!(log.note(), b"");
+        log.set_note(&[5; 100]).unwrap();
+        assert!(log.set_note(&[5; HEAD]).is_err());
+        let other = SharedLog::of(log.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        assert_eq!((other.note(), other.read()), (vec![5; 100], vec![7; 5000]));
     }
 }

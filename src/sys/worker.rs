@@ -1,13 +1,17 @@
 //! A process that does the work of another, and leaves its open files to the next one.
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Instant;
 
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
-use rustix::process::set_parent_process_death_signal;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::{ForkResult, Pid, execv, fork, setpgid};
+use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::process::{set_child_subreaper, set_parent_process_death_signal};
 
 /// Which of the two processes is running.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +35,12 @@ pub enum Event {
     Ready,
     /// Somebody asks the mount to end.
     Asked(Signal),
+    /// Somebody asks for another binary.
+    Upgrade,
+    /// The other process has ended that was waited for.
+    OtherEnded(Ending),
+    /// Nothing happened for as long as was to be waited.
+    Overdue,
 }
 
 /// How a worker ended.
@@ -44,6 +54,16 @@ pub enum Ending {
     Crashed(Signal),
 }
 
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ending::Exited(code) => write!(f, "it ended with exit code {code}"),
+            Ending::Killed => write!(f, "it was killed"),
+            Ending::Crashed(signal) => write!(f, "it was ended by {signal}"),
+        }
+    }
+}
+
 /// What a supervisor waits for.
 fn signals() -> SigSet {
     SigSet::from_iter([
@@ -52,11 +72,15 @@ fn signals() -> SigSet {
         Signal::SIGHUP,
         Signal::SIGCHLD,
         Signal::SIGUSR1,
+        UPGRADE,
     ])
 }
 
 /// By which a worker is told that its supervisor has died, and a supervisor that its worker serves.
 pub const NOTICE: Signal = Signal::SIGUSR1;
+
+/// By which a supervisor is asked to have another binary take over.
+pub const UPGRADE: Signal = Signal::SIGUSR2;
 
 /// Blocks the signals that a supervisor waits for, in this process and the workers that it starts.
 pub fn block_signals() -> io::Result<()> {
@@ -88,28 +112,204 @@ pub fn start() -> io::Result<Side> {
     }
 }
 
+/// How a process ended, once it has. Allocates nothing.
+fn ended(process: Pid) -> io::Result<Option<Ending>> {
+    match waitpid(process, Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::Exited(_, code)) => Ok(Some(Ending::Exited(code))),
+        Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _)) => Ok(Some(Ending::Killed)),
+        Ok(WaitStatus::Signaled(_, signal, _)) => Ok(Some(Ending::Crashed(signal))),
+        Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Waits for something to happen. Allocates nothing.
 pub fn wait(worker: Worker) -> io::Result<Event> {
-    let waited = signals();
+    wait_beside(worker, None, None)
+}
+
+/// The same, also for the end of another process, and until a time.
+pub fn wait_beside(
+    worker: Worker,
+    other: Option<Worker>,
+    until: Option<Instant>,
+) -> io::Result<Event> {
     loop {
-        match waitpid(worker.0, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(_, code)) => return Ok(Event::Ended(Ending::Exited(code))),
-            Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _)) => {
-                return Ok(Event::Ended(Ending::Killed));
+        if let Some(ending) = ended(worker.0)? {
+            return Ok(Event::Ended(ending));
+        }
+        if let Some(other) = other
+            && let Some(ending) = ended(other.0)?
+        {
+            return Ok(Event::OtherEnded(ending));
+        }
+        match next_signal(until)? {
+            None => return Ok(Event::Overdue),
+            Some(libc::SIGCHLD) => {}
+            Some(libc::SIGUSR1) => return Ok(Event::Ready),
+            Some(libc::SIGUSR2) => return Ok(Event::Upgrade),
+            Some(number) => {
+                let signal = Signal::try_from(number).map_err(io::Error::from)?;
+                return Ok(Event::Asked(signal));
             }
-            Ok(WaitStatus::Signaled(_, signal, _)) => {
-                return Ok(Event::Ended(Ending::Crashed(signal)));
+        }
+    }
+}
+
+/// One of the signals that a supervisor waits for; `None` when the time is over.
+fn next_signal(until: Option<Instant>) -> io::Result<Option<i32>> {
+    let set = signals();
+    loop {
+        // The kernel's own limit is the end of time.
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let left = left.map(|left| libc::timespec {
+            tv_sec: left.as_secs() as libc::time_t,
+            tv_nsec: i64::from(left.subsec_nanos()) as _,
+        });
+        let limit = left.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: the set and the time outlive the call, and nothing else is asked for.
+        let got = unsafe { libc::sigtimedwait(set.as_ref(), std::ptr::null_mut(), limit) };
+        if got > 0 {
+            return Ok(Some(got));
+        }
+        match nix::errno::Errno::last() {
+            nix::errno::Errno::EAGAIN => return Ok(None),
+            nix::errno::Errno::EINTR => {}
+            e => return Err(e.into()),
+        }
+    }
+}
+
+/// Makes a process that leads a group of its own and shares nothing with this one, to become another program: see
+/// [`become_program`]. Precondition: this is the only thread.
+pub fn start_apart() -> io::Result<Side> {
+    // SAFETY: this is the only thread, so no lock is held by a thread that the new process does not have.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+            Ok(Side::Worker)
+        }
+        ForkResult::Parent { child } => {
+            // Whichever of the two is first: it must be there before the group is signalled.
+            match setpgid(child, child) {
+                Ok(()) | Err(nix::errno::Errno::EACCES | nix::errno::Errno::ESRCH) => {}
+                Err(e) => return Err(e.into()),
             }
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(Side::Supervisor(Worker(child)))
+        }
+    }
+}
+
+/// Lets another program go on in this process, with the descriptors `kept` by the same numbers, and the standard three. Returns
+/// only when that cannot be.
+pub fn become_program(path: &CString, arguments: &[CString], kept: &[RawFd]) -> io::Error {
+    for fd in kept {
+        // SAFETY: of a number that is not open the kernel says so; nothing is closed.
+        let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
+        if let Err(e) = fcntl_setfd(fd, FdFlags::empty()) {
+            return e.into();
+        }
+    }
+    match execv(path, arguments) {
+        Ok(never) => match never {},
+        Err(e) => {
+            // This process may go on.
+            keep_to_itself(kept).err().unwrap_or_else(|| e.into())
+        }
+    }
+}
+
+/// No program that this process starts inherits these. Fails where one is not open.
+pub fn keep_to_itself(given: &[RawFd]) -> io::Result<()> {
+    for fd in given {
+        // SAFETY: of a number that is not open the kernel says so; nothing is closed.
+        let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
+        let flags = fcntl_getfd(fd)?;
+        fcntl_setfd(fd, flags | FdFlags::CLOEXEC)?;
+    }
+    Ok(())
+}
+
+/// From now on what the children of this process leave behind are its own children, or no more.
+pub fn inherit_orphans(wanted: bool) -> io::Result<()> {
+    Ok(set_child_subreaper(wanted.then(rustix::process::getpid))?)
+}
+
+/// Ends a process that leads a group, and all of the group, and waits until all are gone. Precondition: see
+/// [`inherit_orphans`].
+pub fn end_group(leader: Worker) -> io::Result<()> {
+    let group = Pid::from_raw(-leader.0.as_raw());
+    loop {
+        match kill(group, Signal::SIGKILL) {
+            Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
             Err(e) => return Err(e.into()),
         }
-        match waited.wait() {
-            Ok(Signal::SIGCHLD) | Err(nix::errno::Errno::EINTR) => {}
-            Ok(NOTICE) => return Ok(Event::Ready),
-            Ok(signal) => return Ok(Event::Asked(signal)),
+        match waitpid(group, None) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(nix::errno::Errno::ECHILD) => return Ok(()),
             Err(e) => return Err(e.into()),
         }
     }
+}
+
+/// Ends a worker, and waits until it is gone.
+pub fn end(worker: Worker) -> io::Result<()> {
+    match kill(worker.0, Signal::SIGKILL) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+        Err(e) => return Err(e.into()),
+    }
+    loop {
+        match waitpid(worker.0, None) {
+            Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) | Err(nix::errno::Errno::ECHILD) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Stands by, with nothing open, until all that this process started, and what those left behind, have ended; passes signals on
+/// to the process that `current` names. Returns how the last one ended.
+pub fn stand_by(current: impl Fn() -> u32) -> io::Result<Ending> {
+    let mut last = Ending::Exited(0);
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(_, code)) => {
+                last = Ending::Exited(code);
+                continue;
+            }
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                last = Ending::Crashed(signal);
+                continue;
+            }
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(nix::errno::Errno::ECHILD) => return Ok(last),
+            Err(e) => return Err(e.into()),
+        }
+        let signal = match next_signal(None)? {
+            Some(number @ (libc::SIGTERM | libc::SIGINT | libc::SIGHUP)) => {
+                Signal::try_from(number).map_err(io::Error::from)?
+            }
+            _ => continue,
+        };
+        // Whoever told the number may lie: nobody but a child is signalled.
+        let process = Pid::from_raw(current().cast_signed());
+        let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        if process.as_raw() > 1 && waitid(Id::Pid(process), flags).is_ok() {
+            pass_on(Worker(process), signal)?;
+        }
+    }
+}
+
+impl Worker {
+    /// Its number.
+    pub fn number(self) -> u32 {
+        self.0.as_raw().cast_unsigned()
+    }
+}
+
+/// The process that started this one.
+pub fn parent() -> u32 {
+    nix::unistd::getppid().as_raw().cast_unsigned()
 }
 
 /// Passes a signal on.
@@ -142,6 +342,29 @@ pub fn inode_of(fd: RawFd) -> io::Result<u64> {
 pub fn adopt(fd: RawFd) -> OwnedFd {
     // SAFETY: as above; the caller takes each number once.
     unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Takes a descriptor that the process was started with. Precondition: nothing in this process owns it. Fails where it is not
+/// open.
+pub fn take(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: of a number that is not open the kernel says so; nothing is closed.
+    fcntl_getfd(unsafe { BorrowedFd::borrow_raw(fd) })?;
+    Ok(adopt(fd))
+}
+
+/// A second descriptor of what a number is open on.
+pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: of a number that is not open the kernel says so; nothing is closed.
+    Ok(rustix::io::fcntl_dupfd_cloexec(
+        unsafe { BorrowedFd::borrow_raw(fd) },
+        3,
+    )?)
+}
+
+/// Ends this process, and nothing of what it has: what would be put away is put away by another.
+pub fn leave(code: i32) -> ! {
+    // SAFETY: nothing of this process is used any more.
+    unsafe { libc::_exit(code) }
 }
 
 /// Lets `number` stand for another open file from now on.

@@ -1,7 +1,9 @@
 //! Maps of user and group ids between the layers and the mount.
 
+use serde::{Deserialize, Serialize};
+
 /// One range of an id map: `count` ids from `inside` (in the mount) stand for those from `outside` (on disk).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdRange {
     /// First id as programs see it.
     pub inside: u32,
@@ -12,7 +14,7 @@ pub struct IdRange {
 }
 
 /// The id maps of a mount. Empty maps are the identity.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMaps {
     /// User ids.
     pub uids: Vec<IdRange>,

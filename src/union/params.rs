@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::idmap::IdMaps;
 
 /// Whether renamed directories are recorded by redirect (kernel: `redirect_dir`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RedirectDir {
     /// Record and follow.
     On,
@@ -16,7 +18,7 @@ pub enum RedirectDir {
 }
 
 /// Which lower files are served by passthrough on a writable mount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PassthroughLower {
     /// Those that are run or mapped rather than edited: an x bit, or ELF magic.
     Auto,

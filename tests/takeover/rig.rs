@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use crate::common::{Acetate, Mount, Scratch, Watchdog};
@@ -37,6 +38,8 @@ impl Rig {
             .upper(&upper, &work)
             .options("supervise=on")
             .mount();
+        // It is there before it is served, and before its processes have their names.
+        fs::metadata(mount.path()).unwrap();
         Rig {
             mount,
             upper,
@@ -82,6 +85,16 @@ pub fn worker_of(supervisor: u32) -> Option<Pid> {
 pub fn wait_for_end(pid: Pid) {
     let begin = Instant::now();
     while kill(pid, None) != Err(Errno::ESRCH) {
+        assert!(begin.elapsed() < LIMIT, "{pid} does not end");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Waits until a child of this process has ended, and leaves it to whoever owns it.
+pub fn wait_for_child(pid: Pid) {
+    let begin = Instant::now();
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+    while waitid(Id::Pid(pid), flags) == Ok(WaitStatus::StillAlive) {
         assert!(begin.elapsed() < LIMIT, "{pid} does not end");
         thread::sleep(Duration::from_millis(1));
     }

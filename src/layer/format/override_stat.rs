@@ -5,10 +5,12 @@
 
 use std::ffi::OsStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::layer::Stat;
 
 /// Whether owner and mode are read from and written to an xattr (`xattr_permissions` of fuse-overlayfs).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OverrideStat {
     /// The file's own owner and mode count.
     #[default]

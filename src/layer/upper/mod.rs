@@ -26,7 +26,7 @@ mod workdir;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
@@ -138,7 +138,7 @@ pub struct Upper {
     /// Immutable: the upper directory, open for reading.
     root_fd: Arc<OwnedFd>,
     /// Immutable: the same, locked against other mounts.
-    _lock: OwnedFd,
+    lock: OwnedFd,
     /// Immutable: the private mount by which both directories are reached.
     _mount: Option<OwnedFd>,
     /// Immutable: device of the upper directory.
@@ -177,6 +177,11 @@ impl Upper {
     pub fn pinned(&self, node: &Node) -> Option<(RawFd, u64)> {
         let node = path_node(node).ok()?;
         Some((node.pinned_fd()?, node.ino()))
+    }
+
+    /// The descriptors by which the upper and the workdir are held.
+    pub fn locks(&self) -> [BorrowedFd<'_>; 2] {
+        [self.lock.as_fd(), self.work.base.as_fd()]
     }
 
     /// A node without a name, of which another process left a descriptor. Fails where that is another file's.

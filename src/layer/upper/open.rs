@@ -135,6 +135,26 @@ impl Upper {
         options: UpperOptions,
         cache: Arc<FdCache>,
     ) -> Result<Arc<Upper>, UpperError> {
+        Upper::open_as((upper, work), options, cache, false)
+    }
+
+    /// The same for a mount that goes on: both directories are held already, by descriptors that this process was given (see
+    /// [`Upper::locks`]), and whoever changed them before has died.
+    pub fn open_held(
+        upper: &Path,
+        work: &Path,
+        options: UpperOptions,
+        cache: Arc<FdCache>,
+    ) -> Result<Arc<Upper>, UpperError> {
+        Upper::open_as((upper, work), options, cache, true)
+    }
+
+    fn open_as(
+        (upper, work): (&Path, &Path),
+        options: UpperOptions,
+        cache: Arc<FdCache>,
+        held: bool,
+    ) -> Result<Arc<Upper>, UpperError> {
         let up = Place {
             what: "upper directory",
             path: upper,
@@ -161,8 +181,12 @@ impl Upper {
         // On a descriptor of its own: nodes that outlive the upper hold the other one.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let lock = rustix::fs::openat(&root_fd, ".", flags, Mode::empty()).map_err(|e| up.io(e))?;
-        up.lock(&lock)?;
-        wk.lock(&base)?;
+        for taken in [up.lock(&lock), wk.lock(&base)] {
+            match taken {
+                Err(UpperError::InUse(..)) if held => {}
+                taken => taken?,
+            }
+        }
         check_kernel_mounts(&up, &root_fd, &wk, &base)?;
 
         let scratch = open_scratch(&base).map_err(|e| wk.io(e))?;
@@ -211,7 +235,7 @@ impl Upper {
             tree,
             root,
             root_fd,
-            _lock: lock,
+            lock,
             _mount: mount,
             dev: root_stat.st_dev as u64,
             index,
