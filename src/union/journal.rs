@@ -26,6 +26,9 @@ const CONDENSE_ABOVE: usize = 8 << 20;
 /// The same when another process takes it over, which reads it.
 const SHORTEN_ABOVE: usize = 128 << 10;
 
+/// A log of more bytes is shortened by whoever takes it over, before it answers.
+const LONGEST: usize = 128 << 20;
+
 /// So many requests that were begun are remembered then.
 const INTENTS: usize = 4096;
 
@@ -77,8 +80,12 @@ impl Journal {
             last.truncate(INTENTS);
             let kept: HashSet<u64> = last.into_iter().collect();
             book.intents.retain(|unique, _| kept.contains(unique));
-            journal.replace(|_| book.to_log());
             *journal.under_way.lock() = kept;
+            // Programs wait meanwhile: what is long is shortened beside them, unless no process lives long enough for that.
+            let length = journal.log.len();
+            if length < CONDENSE_ABOVE || length > LONGEST {
+                journal.replace(|_| book.to_log());
+            }
         }
         *journal.taken.lock() = Some(book);
         journal
@@ -226,7 +233,35 @@ pub(super) fn log_of(journal: &Journal) -> io::Result<&SharedLog> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::record::name;
     use super::*;
+
+    #[test]
+    fn a_long_log_is_shortened_beside_those_who_wait() {
+        let log = Arc::new(SharedLog::new().unwrap());
+        let journal = Journal::new(log.clone());
+        let long = "n".repeat(200);
+        // Without the thread that shortens it.
+        journal.condensing.store(true, Ordering::Relaxed);
+        while log.len() <= CONDENSE_ABOVE {
+            journal.put(&[name(6, 1, long.as_ref())]);
+        }
+        journal.put(&[Record::Intent(9, 6)]);
+        let length = log.len();
+        let journal = Journal::take_up(log.clone());
+        assert_eq!(log.len(), length);
+        assert!(journal.take_book().intents.contains_key(&9));
+        journal.put(&[Record::Lookup(5)]);
+        let begin = std::time::Instant::now();
+        while journal.condensing.load(Ordering::Relaxed) {
+            assert!(begin.elapsed().as_secs() < 120);
+            std::thread::yield_now();
+        }
+        assert!(log.len() < 4096, "{}", log.len());
+        // Whoever is next is still told what may have been done.
+        let book = Journal::take_up(log).take_book();
+        assert!(book.intents.contains_key(&9));
+    }
 
     #[test]
     fn the_log_of_processes_that_live_shortly_does_not_grow() {
