@@ -107,6 +107,20 @@ fn random_sequences_with_partial_copy_up_by_the_cache() {
     random(name, "partial=4096,complete=off,passthrough=off", false, 60);
 }
 
+/// Another process than the one that was started serves, and writes down what it does.
+#[test]
+fn random_sequences_under_a_supervisor() {
+    let name = "random_sequences_under_a_supervisor";
+    random(name, "supervise=on", false, 10);
+}
+
+#[test]
+fn random_sequences_under_a_supervisor_by_the_cache() {
+    let name = "random_sequences_under_a_supervisor_by_the_cache";
+    let options = "supervise=on,partial=4096,complete=0.05,passthrough=off";
+    random(name, options, false, 10);
+}
+
 /// At the end the upper is committed on an image of the lower layers, and the image compared with the mount.
 fn committed(name: &str, options: &'static str, user: bool, sequences: u32) {
     require!(skip::privileged());
