@@ -103,6 +103,20 @@ pub(super) fn entry_attr(entry: &Entry) -> (FileAttr, Duration) {
     (converted, Duration::ZERO)
 }
 
+/// The attributes of a file that was made right now, and the one time that a create reply has for them and for the name.
+///
+/// That is the name's, also where the file is open in a way by which attributes change without a request: through a
+/// mapping. The file is empty, and so is each mapping of it until the kernel itself has changed its size: then the kernel
+/// asks for the attributes, and is told that it may not keep them. A time of zero would cost two requests for each file
+/// that is made and read by the same descriptor, as `mkstemp(3)` does.
+pub(super) fn created_attr(entry: &Entry) -> (FileAttr, Duration) {
+    let (attr, attr_ttl) = entry_attr(entry);
+    if entry.node == entry.attr.ino && entry.attr.size == 0 {
+        return (attr, entry.entry_ttl);
+    }
+    (attr, attr_ttl.min(entry.entry_ttl))
+}
+
 /// The attributes, time and generation of an entry of `readdirplus`, which has one time for the name and the attributes.
 pub(super) fn plus_attr(
     entry: &DirEntry<'_>,
@@ -205,7 +219,13 @@ mod tests {
             entry_ttl: long,
         };
         assert_eq!(entry_attr(&entry).1, long);
+        entry.attr_ttl = Duration::ZERO;
+        assert_eq!(created_attr(&entry).1, long);
+        entry.attr.size = 1;
+        assert_eq!(created_attr(&entry).1, Duration::ZERO);
+        (entry.attr.size, entry.attr_ttl) = (0, long);
         entry.node = 9;
+        assert_eq!(created_attr(&entry).1, Duration::ZERO);
         let (converted, ttl) = entry_attr(&entry);
         assert_eq!((converted.ino, ttl), (INodeNo(9), Duration::ZERO));
     }

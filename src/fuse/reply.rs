@@ -7,7 +7,7 @@ use fuser::{
     ReplyEntry, ReplyOpen, ReplyXattr, Request,
 };
 
-use super::convert::{attr, entry_attr, errno};
+use super::convert::{attr, created_attr, entry_attr, errno};
 use super::passthrough::{backing_id, registered};
 use crate::sys::worker::{wrap_for_create, wrap_for_open};
 use crate::union::{Attr, Caller, Entry, Error, OpenMode, Opened, RenameMode, Result};
@@ -100,9 +100,7 @@ pub(super) fn reply_create(reply: ReplyCreate, result: Result<(Entry, Opened)>) 
         Ok(created) => created,
         Err(e) => return reply.error(errno(&e)),
     };
-    // One time for both: the entry is asked for again where the attributes must be.
-    let (attr, attr_ttl) = entry_attr(&entry);
-    let ttl = attr_ttl.min(entry.entry_ttl);
+    let (attr, ttl) = created_attr(&entry);
     let generation = Generation(entry.generation);
     let (handle, flags) = (FileHandle(opened.handle), open_flags(&opened));
     match &opened.mode {

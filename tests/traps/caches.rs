@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -95,6 +96,71 @@ fn a_map_that_outlives_its_descriptor_keeps_attributes_fresh() {
         assert_eq!(fs::read(&path).unwrap()[..5], *b"first", "{options}");
         rig.finish(|_| {});
     }
+}
+
+/// A file that can be read and written when it is made, as by `mkstemp(3)`.
+fn make(path: &Path) -> fs::File {
+    let mut options = fs::File::options();
+    options.read(true).write(true).create_new(true);
+    options.open(path).unwrap()
+}
+
+#[test]
+fn a_map_of_a_file_that_was_just_made_keeps_attributes_fresh() {
+    require!(skip::privileged());
+    let time = |path: &Path| {
+        let found = fs::metadata(path).unwrap();
+        (found.mtime(), found.mtime_nsec())
+    };
+    let rig = Rig::new("made-map", "", |_| {});
+    for closed in [false, true] {
+        let (path, below) = (rig.at("new"), rig.upper.join("new"));
+        let file = make(&path);
+        file.write_all_at(&[1; 8192], 0).unwrap();
+        let mut map = Map::shared(&file, 8192).unwrap();
+        let kept = (!closed).then_some(file);
+        let written = time(&below);
+        let later = rig.scratch.join("later");
+        loop {
+            fs::write(&later, "x").unwrap();
+            if time(&later) > written {
+                break;
+            }
+        }
+        // Nobody has asked for the attributes since the file was made.
+        map.write(0, b"mapped");
+        map.sync().unwrap();
+        assert!(time(&path) > written, "closed: {closed}");
+        assert_eq!(time(&path), time(&below), "closed: {closed}");
+        drop((kept, map));
+        fs::remove_file(&path).unwrap();
+    }
+    rig.finish(|_| {});
+}
+
+#[test]
+fn a_file_is_made_and_removed_without_asking_for_its_name_again() {
+    require!(skip::privileged());
+    const FILES: u64 = 50;
+    let rig = Rig::new("made-removed", "", |_| {});
+    let round = |round: u32| {
+        let dir = rig.at(format!("dir{round}"));
+        fs::create_dir(&dir).unwrap();
+        let before = rig.operation("lookup");
+        for i in 0..FILES {
+            drop(make(&dir.join(i.to_string())));
+        }
+        for i in 0..FILES {
+            fs::remove_file(dir.join(i.to_string())).unwrap();
+        }
+        rig.operation("lookup") - before
+    };
+    // Where memory is short, or another test drops the caches, the kernel forgets names: not in each round.
+    let fewest = (0..10)
+        .map(round)
+        .find(|lookups| *lookups < FILES + FILES / 2);
+    assert!(fewest.is_some(), "each name is looked up more than once");
+    rig.finish(|_| {});
 }
 
 #[test]
