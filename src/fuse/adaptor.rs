@@ -1,6 +1,5 @@
 //! One method per request of the kernel: convert, call one operation of the union, reply.
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
@@ -8,15 +7,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    Generation, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents,
-    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
-    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::convert::{check_name, errno, file_type, name_list, no_entry, plus_attr, set_time};
 use super::counters::Op;
+use super::data;
 use super::init::negotiate;
 use super::passthrough::Opener;
 use super::replay::Once;
@@ -28,17 +28,9 @@ use super::shared::{Shared, Turn};
 use crate::sys::panics::caught;
 use crate::union::{self, Error, Lookup, Result, SetAttr, Union};
 
-/// The largest count that the reply to `copy_file_range` can hold, in whole pages.
-const MAX_COPY: u64 = 0x7fff_f000;
-
 /// A directory's listing changes only through this mount, and the kernel that makes the change drops what it caches of
 /// the directory by itself.
 const DIR_FLAGS: FopenFlags = FopenFlags::FOPEN_CACHE_DIR.union(FopenFlags::FOPEN_KEEP_CACHE);
-
-thread_local! {
-    /// What is read is put here: a new buffer for each request would be zeroed each time.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 /// Serves one mount.
 #[derive(Debug)]
@@ -333,22 +325,7 @@ impl Filesystem for Adaptor {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let long = self.shared.ask(|union| union.may_wait(handle.0));
-        self.serve_long(Op::Read, long, move |union, turn| {
-            BUFFER.with_borrow_mut(|buffer| {
-                let size = size as usize;
-                if buffer.len() < size {
-                    buffer.resize(size, 0);
-                }
-                let (part, _) = buffer.split_at_mut(size);
-                let read = union.read(handle.0, offset, part);
-                drop(turn);
-                match read {
-                    Ok(length) => reply.data(&part[..length.min(size)]),
-                    Err(e) => reply.error(errno(&e)),
-                }
-            });
-        });
+        data::read(&self.shared, handle.0, offset, size, reply);
     }
 
     fn write(
@@ -358,31 +335,16 @@ impl Filesystem for Adaptor {
         handle: FileHandle,
         offset: u64,
         data: &[u8],
-        write_flags: WriteFlags,
+        flags: WriteFlags,
         _flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let kills = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let how = union::WriteFlags {
-            kill_priv: write_flags
-                .contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
-                .then(|| caller(request)),
+            kill_priv: kills.then(|| caller(request)),
         };
-        let answer = |reply: ReplyWrite, written: Result<usize>| match written {
-            Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
-            Err(e) => reply.error(errno(&e)),
-        };
-        if self.shared.ask(|union| union.may_wait(handle.0)) {
-            let data = data.to_vec();
-            return self.serve_long(Op::Write, true, move |union, turn| {
-                let written = union.write(handle.0, offset, &data, how);
-                drop(turn);
-                answer(reply, written);
-            });
-        }
-        self.serve(Op::Write, |union| {
-            answer(reply, union.write(handle.0, offset, data, how));
-        });
+        data::write(&self.shared, handle.0, offset, data, how, reply);
     }
 
     /// Never again: the kernel stops asking after the first.
@@ -580,11 +542,7 @@ impl Filesystem for Adaptor {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.serve_long(Op::Fallocate, true, move |union, turn| {
-            let allocated = union.fallocate(handle.0, offset, length, mode);
-            drop(turn);
-            reply_empty(reply, allocated);
-        });
+        data::allocate(&self.shared, handle.0, offset, length, mode, reply);
     }
 
     fn lseek(
@@ -596,14 +554,7 @@ impl Filesystem for Adaptor {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        self.serve(Op::Lseek, |union| {
-            let found = union.lseek(handle.0, offset, whence);
-            match found.map(i64::try_from) {
-                Ok(Ok(offset)) => reply.offset(offset),
-                Ok(Err(_)) => reply.error(Errno::EOVERFLOW),
-                Err(e) => reply.error(errno(&e)),
-            }
-        });
+        data::seek(&self.shared, handle.0, offset, whence, reply);
     }
 
     fn copy_file_range(
@@ -619,57 +570,8 @@ impl Filesystem for Adaptor {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.serve_long(Op::CopyFileRange, true, move |union, turn| {
-            let copied =
-                union.copy_file_range(from.0, from_offset, to.0, to_offset, length.min(MAX_COPY));
-            drop(turn);
-            match copied {
-                Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
-                Err(e) => reply.error(errno(&e)),
-            }
-        });
-    }
-
-    /// Never asked: `default_permissions` lets the kernel check.
-    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    /// Never asked: locks are the kernel's own.
-    fn getlk(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: LockOwner,
-        _: u64,
-        _: u64,
-        _: i32,
-        _: u32,
-        reply: ReplyLock,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    /// Never asked: locks are the kernel's own.
-    fn setlk(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: LockOwner,
-        _: u64,
-        _: u64,
-        _: i32,
-        _: u32,
-        _: bool,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn bmap(&self, _: &Request, _: INodeNo, _: u32, _: u64, reply: ReplyBmap) {
-        reply.error(Errno::ENOSYS);
+        let (from, to) = ((from.0, from_offset), (to.0, to_offset));
+        data::copy(&self.shared, from, to, length, reply);
     }
 
     fn ioctl(

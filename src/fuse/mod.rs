@@ -2,6 +2,7 @@
 //!
 //! - `adaptor`: one method per request: convert, call one operation, reply;
 //! - `convert`: attributes, times and errors between the two sides;
+//! - `data`: the requests for contents;
 //! - `init`: what is agreed on with the kernel when the mount is made;
 //! - `passthrough`: backing files of the requests at hand;
 //! - `counters`: how often each operation was asked, and how long it took;
@@ -17,6 +18,7 @@
 mod adaptor;
 mod convert;
 mod counters;
+mod data;
 mod init;
 mod passthrough;
 mod replay;
