@@ -21,10 +21,10 @@ pub fn rivals_markdown(report: &Report) -> String {
     if let Some(system) = counted {
         let name = name(system);
         out.push_str(&format!(
-            " {name}: requests each | processor | switches each | memory |"
+            " {name}: requests each | slower for each request | processor for each request | switches each | memory |"
         ));
     }
-    let columns = 2 + others.len() + if counted.is_some() { 4 } else { 0 };
+    let columns = 2 + others.len() + if counted.is_some() { 5 } else { 0 };
     out.push_str("\n|---|");
     out.push_str(&"---:|".repeat(columns - 1));
     out.push('\n');
@@ -41,7 +41,7 @@ pub fn rivals_markdown(report: &Report) -> String {
             out.push_str(&format!(" {} |", ratio.map_or_else(|| "–".into(), times)));
         }
         if let Some(system) = counted {
-            out.push_str(&daemon(of(system)));
+            out.push_str(&daemon(of(system), base.map(|time| time.p50_us)));
         }
         out.push('\n');
     }
@@ -60,7 +60,7 @@ pub fn rivals_markdown(report: &Report) -> String {
             out.push_str(&format!(" {} |", mean.map_or_else(|| "–".into(), times)));
         }
         out.push_str(if counted.is_some() {
-            " | | | |\n"
+            " | | | | |\n"
         } else {
             "\n"
         });
@@ -68,15 +68,23 @@ pub fn rivals_markdown(report: &Report) -> String {
     out
 }
 
-fn daemon(cell: Option<&Cell>) -> String {
+/// `base`: how long the base took, in microseconds. What a row takes more than that, divided among its requests, tells
+/// whether it is the requests that make it slower.
+fn daemon(cell: Option<&Cell>, base: Option<f64>) -> String {
     let Some((cell, daemon)) = cell.and_then(|cell| Some((cell, cell.daemon.as_ref()?))) else {
-        return " – | – | – | – |".into();
+        return " – | – | – | – | – |".into();
     };
     let each = |count: u64| count as f64 / cell.operations.max(1) as f64;
+    let asked = daemon.asked();
+    let shared = |total: Option<f64>| match total {
+        Some(total) if asked > 0 && total > 0.0 => micros(total / asked as f64),
+        _ => "–".into(),
+    };
+    let slower = cell.time.zip(base).map(|(time, base)| time.p50_us - base);
+    let (slower, work) = (shared(slower), shared(Some(daemon.cpu * 1e6)));
     format!(
-        " {:.2} | {} | {:.2} | {} |",
-        each(daemon.asked()),
-        micros(daemon.cpu * 1e6),
+        " {:.2} | {slower} | {work} | {:.2} | {} |",
+        each(asked),
         each(daemon.switches),
         bytes(daemon.memory)
     )
