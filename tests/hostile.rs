@@ -16,5 +16,7 @@ mod files;
 mod forged;
 #[path = "hostile/nested.rs"]
 mod nested;
+#[path = "hostile/users.rs"]
+mod users;
 #[path = "hostile/view.rs"]
 mod view;

@@ -31,6 +31,12 @@ pub struct LayerOptions {
     /// Entries named `.wh.` may be whiteouts. False spares looking, for layers that are known to have whiteouts
     /// in the kernel's form alone.
     pub dot_whiteouts: bool,
+    /// Redirects and metacopies count that whoever owns a file may have set (`user.overlay.`). False for a mount with more
+    /// rights than they: it would read them another file. Of no effect on the layers of the store, which have no such marks.
+    pub user_redirects: bool,
+    /// Owners and modes count that are kept in `user.` xattrs. False for a mount that is not made in a user namespace, where
+    /// whoever owns a layer could make programs that run as root; such a layer is refused.
+    pub user_owners: bool,
     /// The layer is reached through a mount that maps owners already: how to read them as they lie on disk.
     pub owners: Option<Arc<OwnerShift>>,
 }
@@ -41,6 +47,8 @@ impl LayerOptions {
         LayerOptions {
             metacopy: false,
             dot_whiteouts: false,
+            user_redirects: true,
+            user_owners: true,
             owners: None,
         }
     }
@@ -51,6 +59,8 @@ impl Default for LayerOptions {
         LayerOptions {
             metacopy: true,
             dot_whiteouts: true,
+            user_redirects: true,
+            user_owners: true,
             owners: None,
         }
     }
@@ -160,13 +170,21 @@ impl DirLayer {
             Err(e) => return Err(failed(e.into())),
         }
         let stat = rustix::fs::fstat(&root_fd).map_err(|e| failed(e.into()))?;
+        let kept = kept_override(&root_fd).map_err(failed)?;
+        if let Some(kept) = kept.filter(|kept| kept.is_users() && !options.user_owners) {
+            return Err(LayerError::UserOwners(path.to_owned(), kept.name()));
+        }
         let tree = Tree::new(
             cache,
             TreeOptions {
                 may_hold_mounts: !protected,
                 noatime_mount: noatime,
-                override_xattr: kept_override(&root_fd).map_err(failed)?,
-                names: MarkNames::All,
+                override_xattr: kept,
+                names: if options.user_redirects {
+                    MarkNames::All
+                } else {
+                    MarkNames::Privileged
+                },
                 dot_whiteouts: options.dot_whiteouts,
                 metacopy: options.metacopy,
                 owners: options.owners,

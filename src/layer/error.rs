@@ -1,5 +1,6 @@
 //! Why a layer or an upper cannot be opened: one sentence each that names the culprit and what to do.
 
+use std::ffi::OsStr;
 use std::io;
 use std::path::PathBuf;
 
@@ -15,6 +16,12 @@ pub enum LayerError {
     /// The process may not read it.
     #[error("the layer {} cannot be read: permission denied", .0.display())]
     Unreadable(PathBuf),
+    /// It keeps owners and modes in an xattr that any user could have set.
+    #[error(
+        "the layer {} keeps its owners in {:?}, which any user can write: mount with xattr_permissions=2 if you trust \
+         whoever made it, or in a user namespace", .0.display(), .1
+    )]
+    UserOwners(PathBuf, &'static OsStr),
     /// Another error of a system call.
     #[error("the layer {} cannot be opened: {}", .0.display(), .1)]
     Io(PathBuf, #[source] io::Error),

@@ -147,6 +147,11 @@ impl Tree {
         self.dot_whiteouts
     }
 
+    /// Some marks that others count are none here.
+    pub(super) fn is_privileged(&self) -> bool {
+        self.names == MarkNames::Privileged
+    }
+
     /// Owners are read through a mount that maps them.
     pub(super) fn maps_owners(&self) -> bool {
         self.owners.is_some()

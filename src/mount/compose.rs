@@ -210,7 +210,7 @@ fn compose_within(
     lowers.extend(data);
 
     let cache = Arc::new(FdCache::for_this_process());
-    let layers = lowers::open(&lowers, merged, &unpacked, options, &cache)?;
+    let layers = lowers::open(&lowers, merged, &unpacked, (options, rights), &cache)?;
     let mut private = None;
     if uppers.is_empty() && request.private_upper && !options.read_only() {
         let (upper, work) = match &request.keep {
@@ -331,7 +331,7 @@ pub(super) fn resume(
         &parts.lowers,
         parts.merged,
         &parts.unpacked,
-        options,
+        (options, rights),
         &cache,
     )?;
     let upper_layer = match &parts.uppers[..] {

@@ -7,12 +7,15 @@ use std::sync::Arc;
 use super::checks::Place;
 use super::error::MountError;
 use super::options::{LayerIndex, MountOptions};
+use super::params::{Rights, namespace};
 use crate::image::index_beside;
 use crate::layer::Layer;
 use crate::layer::dir::{DirLayer, LayerOptions};
 use crate::layer::fdcache::FdCache;
+use crate::layer::format::OverrideStat;
 use crate::layer::owners::{OwnerShift, Shifted};
 use crate::layer::packed::{Index, IndexError, Packed, PackedLayer};
+use crate::layer::upper::Namespace;
 use crate::sys::mount::is_idmapped;
 use crate::union::idmap::IdRange;
 
@@ -22,18 +25,24 @@ pub(super) fn open(
     places: &[Place],
     merged: usize,
     unpacked: &Range<usize>,
-    options: &MountOptions,
+    (options, rights): (&MountOptions, Rights),
     cache: &Arc<FdCache>,
 ) -> Result<Vec<Arc<dyn Layer>>, MountError> {
+    // Whoever owns a layer has fewer rights than such a mount.
+    let trusted = namespace(options, rights) == Namespace::Trusted;
     let mut layers = Vec::with_capacity(places.len());
     for (at, place) in places.iter().enumerate() {
         let stored = unpacked.contains(&at);
         let layer_options = LayerOptions {
             owners: mapped_already(options, &place.path)?,
+            user_owners: !trusted || options.override_stat == OverrideStat::User,
             ..if stored || at >= merged {
                 LayerOptions::unpacked()
             } else {
-                LayerOptions::default()
+                LayerOptions {
+                    user_redirects: !trusted,
+                    ..LayerOptions::default()
+                }
             }
         };
         let plain = DirLayer::open(&place.path, layer_options, cache.clone())?;

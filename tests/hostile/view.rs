@@ -95,10 +95,14 @@ impl Layers {
 
     /// Read-only.
     pub fn acetate(&self) -> Mount {
+        self.read_only().mount()
+    }
+
+    /// A read-only mount that is still to be made.
+    pub fn read_only(&self) -> Acetate {
         Acetate::new(self.scratch.join("merged"))
             .lowers(&[&self.top, &self.bottom])
             .argument("--ro")
-            .mount()
     }
 
     /// With an upper of its own.

@@ -12,8 +12,12 @@ use crate::sys::xattr::{self, Target};
 /// Which namespaces' marks count in a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::layer) enum MarkNames {
-    /// A lower layer, which anyone may have written: all of them.
+    /// A lower layer of a mount whose own marks are `user.` ones: all of them.
     All,
+    /// A lower layer of a mount whose own marks are `trusted.` ones. Of the `user.` ones, which whoever owns a file may set,
+    /// only those count that hide or refuse something: a redirect or a metacopy would show its reader another file of the
+    /// stack. The kernel's overlayfs follows neither without `userxattr`.
+    Privileged,
     /// The upper: its own, and fuse-overlayfs's. The other one's belong to overlays that are nested in the mount.
     Own(Namespace),
 }
@@ -36,11 +40,13 @@ impl MarkNames {
         if name == FUSE_OVERLAYFS_OPAQUE {
             return Some(Kind::Opaque);
         }
+        let of = |namespace| name.strip_prefix(prefix(namespace));
         let rest = match self {
-            MarkNames::Own(namespace) => name.strip_prefix(prefix(namespace)),
-            MarkNames::All => name
-                .strip_prefix(prefix(Namespace::Trusted))
-                .or_else(|| name.strip_prefix(prefix(Namespace::User))),
+            MarkNames::Own(namespace) => of(namespace),
+            MarkNames::All => of(Namespace::Trusted).or_else(|| of(Namespace::User)),
+            MarkNames::Privileged => of(Namespace::Trusted).or_else(|| {
+                of(Namespace::User).filter(|rest| matches!(*rest, b"opaque" | b"acetate.partial"))
+            }),
         }?;
         Some(match rest {
             b"opaque" => Kind::Opaque,
@@ -57,7 +63,7 @@ impl MarkNames {
     /// Whether an xattr-marked empty file is a whiteout.
     pub(in crate::layer) fn is_whiteout(self, target: Target<'_>) -> io::Result<bool> {
         let namespaces: &[Namespace] = match self {
-            MarkNames::All => &[Namespace::Trusted, Namespace::User],
+            MarkNames::All | MarkNames::Privileged => &[Namespace::Trusted, Namespace::User],
             MarkNames::Own(Namespace::Trusted) => &[Namespace::Trusted],
             MarkNames::Own(Namespace::User) => &[Namespace::User],
         };
@@ -100,7 +106,8 @@ pub(in crate::layer) fn read_marks(target: Target<'_>, names: MarkNames) -> io::
     found.sort_by_key(|(_, name)| name.as_bytes().starts_with(b"trusted."));
     let mut marks = Marks::default();
     for (kind, name) in found {
-        if names == MarkNames::All && matches!(kind, Kind::Origin | Kind::Nlink | Kind::Impure) {
+        let is_lower = !matches!(names, MarkNames::Own(_));
+        if is_lower && matches!(kind, Kind::Origin | Kind::Nlink | Kind::Impure) {
             // They tell of the layer's time as an upper, under other layers.
             continue;
         }

@@ -45,6 +45,11 @@ impl OverrideXattr {
         })
     }
 
+    /// Whoever owns a file may set it.
+    pub(in crate::layer) fn is_users(self) -> bool {
+        self != OverrideXattr::Privileged
+    }
+
     pub(super) fn is_name(name: &[u8]) -> bool {
         use std::os::unix::ffi::OsStrExt;
         Self::ALL.iter().any(|x| x.name().as_bytes() == name)

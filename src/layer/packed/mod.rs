@@ -149,6 +149,7 @@ fn identity_of(layer: &DirLayer) -> io::Result<Identity> {
         owner: (root.uid, root.gid),
         options: option(tree.looks_for_metacopies(), Identity::METACOPY)
             | option(tree.has_dot_whiteouts(), Identity::DOT_WHITEOUTS)
+            | option(tree.is_privileged(), Identity::PRIVILEGED)
             | has_xattrs
             | has_acls
             | kept.unwrap_or(0) << Identity::OVERRIDE_SHIFT,

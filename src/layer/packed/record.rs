@@ -41,6 +41,8 @@ impl Identity {
     pub(super) const XATTRS: u32 = 4;
     /// It has POSIX ACLs.
     pub(super) const ACLS: u32 = 8;
+    /// Redirects and metacopies in `user.` xattrs do not count.
+    pub(super) const PRIVILEGED: u32 = 16;
     /// The number of the xattr in which owners and modes are kept, from 1; 0 for none.
     pub(super) const OVERRIDE_SHIFT: u32 = 8;
 }
