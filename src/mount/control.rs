@@ -58,8 +58,6 @@ pub struct Info {
     /// Its record.
     #[serde(flatten)]
     pub record: Record,
-    /// The program's version.
-    pub version: String,
     /// Files are served by the kernel where they can be.
     pub passthrough: bool,
     /// Writes are cached by the kernel.

@@ -475,7 +475,6 @@ pub(super) fn start_threads(
         .map_err(failed)?;
     let registered = registered.and_then(|(registration, place)| {
         let info = Info {
-            version: VERSION.to_owned(),
             passthrough: union.params().passthrough,
             writeback: union.params().writeback,
             read_only: union.params().read_only,

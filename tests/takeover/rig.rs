@@ -90,12 +90,18 @@ pub fn wait_for_end(pid: Pid) {
     }
 }
 
-/// Waits until a child of this process has ended, and leaves it to whoever owns it.
-pub fn wait_for_child(pid: Pid) {
+/// Asks a child of this process to end until it has, and leaves it to whoever owns it.
+pub fn end_child(pid: Pid, ask: impl Fn()) {
     let begin = Instant::now();
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+    let mut asked = Instant::now();
+    ask();
     while waitid(Id::Pid(pid), flags) == Ok(WaitStatus::StillAlive) {
         assert!(begin.elapsed() < LIMIT, "{pid} does not end");
+        if asked.elapsed() > LIMIT / 20 {
+            asked = Instant::now();
+            ask();
+        }
         thread::sleep(Duration::from_millis(1));
     }
 }
