@@ -320,8 +320,11 @@ pub fn from_image(
             volumes.push(anonymous(target));
         }
     }
+    // A name alone would be looked up in this process's environment, whose secrets are none of the image's business.
+    let mut assignments = given(config.env());
+    assignments.retain(|assignment| assignment.contains('='));
     let mut env = Vec::new();
-    set_env(&mut env, &given(config.env())).map_err(|e| wrong(e.to_string()))?;
+    set_env(&mut env, &assignments).map_err(|e| wrong(e.to_string()))?;
     let stop_signal = match config.stop_signal() {
         Some(name) => signal(name).map_err(|e| wrong(e.to_string()))?,
         None => Signal::SIGTERM as i32,
@@ -417,14 +420,26 @@ mod tests {
         assert!(set_env(&mut env, &["=x".to_owned()]).is_err());
     }
 
+    fn config(json: &str) -> ImageConfiguration {
+        let text = format!(
+            r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":[]}},"config":{json}}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn an_image_gets_no_variable_of_this_process() {
+        // Both are set wherever cargo runs tests.
+        for name in ["PATH", "CARGO_MANIFEST_DIR"] {
+            std::env::var(name).unwrap();
+        }
+        let image = config(r#"{"Cmd":["c"],"Env":["PATH","A=1","CARGO_MANIFEST_DIR",""]}"#);
+        let settings = from_image("i", &image, None, &[]).unwrap();
+        assert_eq!(settings.env, ["A=1"]);
+    }
+
     #[test]
     fn an_image_and_what_overrides_it() {
-        let config = |json: &str| -> ImageConfiguration {
-            let text = format!(
-                r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":[]}},"config":{json}}}"#
-            );
-            serde_json::from_str(&text).unwrap()
-        };
         let both =
             config(r#"{"Entrypoint":["/e","x"],"Cmd":["c"],"Env":["A=1"],"StopSignal":"SIGQUIT"}"#);
         let words = |entrypoint, arguments: &[&str]| {
