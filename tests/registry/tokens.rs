@@ -1,11 +1,18 @@
 //! Registries whose doors are opened by tokens and by certificates.
 
+use std::io::{BufReader, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use base64::Engine as _;
 
 use crate::build::Packing;
 use crate::common::skip;
 use crate::gate::{Gate, Guests};
 use crate::login::{certificates, login, signed};
+use crate::proxy::{Listening, head, value};
 use crate::require;
 use crate::server::{self, Server, Setup};
 use crate::stand::{Stand, layers};
@@ -103,6 +110,75 @@ fn tokens_are_fetched_for_what_is_done_and_again_when_they_run_out() {
             .all(|scheme| scheme == "Bearer" || scheme == "nothing"),
         "{shown:?}"
     );
+}
+
+/// A server that gives every request to `answer`, which gets its path, and that keeps what it was asked: path and
+/// credentials.
+fn listening(
+    answer: impl Fn(&str) -> String + Send + Sync + 'static,
+) -> (Listening, Arc<Mutex<Vec<(String, String)>>>) {
+    let asked: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
+    let keep = Arc::clone(&asked);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let serve = move |client: &TcpStream| {
+        client.set_read_timeout(Some(Duration::from_secs(60)))?;
+        let mut reader = BufReader::new(client);
+        let Some((first, headers)) = head(&mut reader)? else {
+            return Ok(());
+        };
+        let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+        let shown = value(&headers, "authorization").unwrap_or_default();
+        keep.lock().unwrap().push((path.clone(), shown.to_owned()));
+        let text = answer(&path);
+        write!(
+            &mut &*client,
+            "{text}Content-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+    };
+    (Listening::start(listener, Arc::default(), serve), asked)
+}
+
+/// CVE-2020-15157's class: content may lie with others, whose challenges are not the registry's.
+#[test]
+fn a_stranger_whom_the_registry_sends_us_to_gets_no_credentials() {
+    let stand = Stand::new("stranger");
+    let challenge = Arc::new(Mutex::new(String::new()));
+    let wanted = Arc::clone(&challenge);
+    let (stranger, strangers) = listening(move |_| {
+        let challenge = wanted.lock().unwrap();
+        format!("HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: {challenge}\r\n")
+    });
+    let elsewhere = format!("http://{}", stranger.address);
+    let to = elsewhere.clone();
+    let (registry, registrys) = listening(move |path| match path {
+        "/v2/" => "HTTP/1.1 200 OK\r\n".to_owned(),
+        path => format!("HTTP/1.1 307 Temporary Redirect\r\nLocation: {to}{path}\r\n"),
+    });
+    let host = registry.address.to_string();
+    let docker = stand.scratch.dir("home/.docker");
+    let user = base64::engine::general_purpose::STANDARD.encode("ann:secret");
+    let logins = [
+        format!(r#"{{"auth":"{user}"}}"#),
+        r#"{"identitytoken":"secret"}"#.to_owned(),
+    ];
+    for login in &logins {
+        let kept = format!(r#"{{"auths":{{"{host}":{login}}}}}"#);
+        std::fs::write(docker.join("config.json"), kept).unwrap();
+        for wanted in [
+            format!("Bearer realm=\"{elsewhere}/token\",service=\"s\""),
+            "Basic realm=\"s\"".to_owned(),
+        ] {
+            challenge.lock().unwrap().clone_from(&wanted);
+            let text = stand.fails("a", &["pull", &format!("{host}/team/app:1")]);
+            assert!(text.contains("pull access denied"), "{wanted}: {text}");
+        }
+    }
+    let (strangers, registrys) = (strangers.lock().unwrap(), registrys.lock().unwrap());
+    assert!(!strangers.is_empty());
+    for (path, shown) in strangers.iter().chain(registrys.iter()) {
+        assert!(shown.is_empty(), "{path} was shown {shown}");
+        assert!(!path.starts_with("/token"), "{path}");
+    }
 }
 
 fn copied(from: &Path, files: &[(&str, &str)], to: &Path) {

@@ -64,7 +64,10 @@ impl Client {
             match client.retried(|http| http.get(ping.clone())).await {
                 Ok(answer) => {
                     // The challenge comes with this answer, so that later requests need not be sent twice.
-                    if answer.status() == StatusCode::UNAUTHORIZED && client.auth.has_login() {
+                    if answer.status() == StatusCode::UNAUTHORIZED
+                        && client.is_ours(answer.url())
+                        && client.auth.has_login()
+                    {
                         client.auth.prefer_basic(answer.headers());
                     }
                     return Ok(client);
@@ -171,8 +174,10 @@ impl Client {
             })
         };
         let answer = ask().await?;
+        // Where the registry sent us may be anybody's: its challenge would have the credentials sent wherever it says.
         if answer.status() == StatusCode::UNAUTHORIZED
             && ours
+            && self.is_ours(answer.url())
             && self.auth.answer(self, answer.headers(), scope).await?
         {
             return ask().await;
