@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::error::ImageError;
+
 /// Limits on what an image may make this process read, hold and write.
 ///
 /// The defaults let every image pass that real registries hold; each can be set by the environment variable
@@ -10,9 +12,11 @@ use std::time::Duration;
 pub struct Limits {
     /// Bytes of one layer when decompressed: `ACETATE_MAX_LAYER_SIZE`, default 128 GiB.
     pub layer_size: u64,
-    /// How many times larger than its compressed form a layer may be once it is over 1 GiB:
+    /// How many times larger than its compressed form a layer or an archive may be once it is over `ratio_free`:
     /// `ACETATE_MAX_LAYER_RATIO`, default 400. Deflate itself ends at about 1030, zstd far higher.
     pub layer_ratio: u64,
+    /// Decompressed bytes that can always be afforded, whatever their ratio, default 1 GiB.
+    pub ratio_free: u64,
     /// Entries in one layer: `ACETATE_MAX_LAYER_ENTRIES`, default 10 million.
     pub layer_entries: u64,
     /// Bytes of one manifest, index or configuration, default 8 MiB.
@@ -25,14 +29,12 @@ pub struct Limits {
     pub wait: Duration,
 }
 
-/// Below this size a layer's ratio does not matter: so much can always be afforded.
-pub(crate) const RATIO_FREE: u64 = 1 << 30;
-
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
             layer_size: 128 << 30,
             layer_ratio: 400,
+            ratio_free: 1 << 30,
             layer_entries: 10_000_000,
             document: 8 << 20,
             layers: 1000,
@@ -59,6 +61,32 @@ impl Limits {
         set("ACETATE_MAX_LAYER_RATIO", &mut limits.layer_ratio);
         set("ACETATE_MAX_LAYER_ENTRIES", &mut limits.layer_entries);
         limits
+    }
+
+    /// An error where `name`, of which so many bytes gave so many when decompressed, is over the limits.
+    pub(crate) fn check_decompressed(
+        &self,
+        name: &str,
+        compressed: u64,
+        decompressed: u64,
+    ) -> Result<(), ImageError> {
+        let over = |limit, unit, hint| {
+            Err(ImageError::OverLimit {
+                what: format!("the uncompressed {name}"),
+                limit,
+                unit,
+                hint,
+            })
+        };
+        if decompressed > self.layer_size {
+            let hint = "set ACETATE_MAX_LAYER_SIZE to allow more";
+            return over(self.layer_size, "bytes", hint);
+        }
+        if decompressed > self.ratio_free && decompressed / compressed.max(1) > self.layer_ratio {
+            let hint = "set ACETATE_MAX_LAYER_RATIO to allow more";
+            return over(self.layer_ratio, "times its compressed size", hint);
+        }
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::compress::{self, CHUNK, Compression, Decoder};
 use super::error::{ImageError, shown};
 use super::files::Files;
+use super::hash::HashingReader;
 use super::limits::Limits;
 use super::tarball;
 
@@ -119,7 +120,8 @@ pub(crate) fn plain_tar(
                 format,
             });
         }
-        let decoder = Decoder::new(compression, peeked).map_err(io_error)?;
+        let counted = HashingReader::new(peeked, None);
+        let decoder = Decoder::new(compression, counted).map_err(io_error)?;
         (compression, decoder)
     };
     let mut start = vec![0; 512];
@@ -142,9 +144,9 @@ pub(crate) fn plain_tar(
 }
 
 /// Copies the rest of an archive into a file without a name, which dies with the process.
-fn spool(
+fn spool<R: Read>(
     start: &[u8],
-    decoder: &mut impl Read,
+    decoder: &mut Decoder<HashingReader<R>>,
     name: &str,
     tmp: &Path,
     limits: &Limits,
@@ -160,14 +162,7 @@ fn spool(
             return Ok(file);
         }
         size += n as u64;
-        if size > limits.layer_size {
-            return Err(ImageError::OverLimit {
-                what: format!("the uncompressed {name}"),
-                limit: limits.layer_size,
-                unit: "bytes",
-                hint: "set ACETATE_MAX_LAYER_SIZE to allow more",
-            });
-        }
+        limits.check_decompressed(name, decoder.get_ref().count(), size)?;
         file.write_all(&chunk[..n]).map_err(write)?;
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use acetate::image::{Limits, Store};
+use acetate::image::{ImportSource, Limits, NewImage, Store};
 
 use super::build::*;
 use super::hostile::{Bench, refused};
@@ -87,6 +87,45 @@ fn a_bomb_is_stopped_by_its_ratio() {
         &tar_of(&files),
         &["times its compressed size", "ACETATE_MAX_LAYER_RATIO"],
     );
+}
+
+/// An archive is decompressed as a whole before anything of it is looked at.
+#[test]
+fn a_compressed_archive_is_stopped_by_its_ratio() {
+    let tar = Tar::new().file("zeros", &vec![0u8; 8 << 20]).finish();
+    let limits = Limits {
+        ratio_free: 1 << 20,
+        layer_ratio: 50,
+        ..Limits::default()
+    };
+    let bench = Bench::limited(limits.clone());
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("store"))
+        .unwrap()
+        .with_limits(limits);
+    for packing in [Packing::Gzip, Packing::Zstd] {
+        let packed = pack(&tar, packing);
+        let parts = ["times its compressed size", "ACETATE_MAX_LAYER_RATIO"];
+        bench.bytes(&packed, &parts);
+        let path = dir.path().join("archive");
+        std::fs::write(&path, packed).unwrap();
+        let new = NewImage::default();
+        let error = store.import(ImportSource::Path(path), &new).unwrap_err();
+        let text = error.to_string();
+        assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+    }
+    // Plain bytes have no ratio.
+    let path = dir.path().join("archive");
+    std::fs::write(&path, tar).unwrap();
+    let mut cat = std::process::Command::new("cat")
+        .arg(&path)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pipe = std::os::fd::OwnedFd::from(cat.stdout.take().unwrap());
+    let from = ImportSource::Stream(std::fs::File::from(pipe));
+    store.import(from, &NewImage::default()).unwrap();
+    assert!(cat.wait().unwrap().success());
 }
 
 /// A small filesystem of its own, unmounted in the end.

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::compress::{self, CHUNK, Compression, Decoder};
 use super::error::ImageError;
 use super::hash::{Hasher, HashingReader};
-use super::limits::{Limits, RATIO_FREE};
+use super::limits::Limits;
 use super::tarball::{self, Source, TarError, TarReader};
 
 pub(crate) use extract::Extractor;
@@ -235,30 +235,10 @@ fn decode<R: Read>(
         chunk.truncate(n);
         hasher.update(&chunk);
         size += n as u64;
-        let read = decoder.get_ref().count().max(1);
-        let over = if size > limits.layer_size {
-            Some((
-                limits.layer_size,
-                "bytes",
-                "set ACETATE_MAX_LAYER_SIZE to allow more",
-            ))
-        } else if size > RATIO_FREE && size / read > limits.layer_ratio {
-            Some((
-                limits.layer_ratio,
-                "times its compressed size",
-                "set ACETATE_MAX_LAYER_RATIO to allow more",
-            ))
-        } else {
-            None
-        };
-        if let Some((limit, unit, hint)) = over {
+        let read = decoder.get_ref().count();
+        if let Err(e) = limits.check_decompressed(&source.name, read, size) {
             drop(sender.send(Err(io::ErrorKind::FileTooLarge.into())));
-            return Err(Stop::Error(ImageError::OverLimit {
-                what: format!("the uncompressed {}", source.name),
-                limit,
-                unit,
-                hint,
-            }));
+            return Err(Stop::Error(e));
         }
         if sender.send(Ok(chunk)).is_err() {
             return Err(Stop::Abandoned);
