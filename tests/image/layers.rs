@@ -96,6 +96,41 @@ fn hard_links_come_in_any_order() {
     assert_eq!(root.join("a").metadata().unwrap().nlink(), 4);
 }
 
+/// A look at all that wait for each one that is made would take minutes.
+#[test]
+fn a_long_chain_of_hard_links_comes_backwards() {
+    const LENGTH: usize = 10_000;
+    let mut tar = Tar::new();
+    // By name each comes before its target.
+    for i in 0..LENGTH {
+        tar = tar.hard_link(&format!("l{i:05}"), &format!("l{:05}", i + 1));
+    }
+    let one = One::new(tar.file(&format!("l{LENGTH:05}"), b"data").finish());
+    let nlink = one.root().join("l00000").metadata().unwrap().nlink();
+    assert_eq!(nlink, LENGTH as u64 + 1);
+}
+
+/// Each time a look at every directory that the layer has would take long as well.
+#[test]
+fn a_directory_that_gives_way_takes_what_is_below_it_and_no_more() {
+    let one = One::new(
+        Tar::new()
+            .dir("a/", 0o700)
+            .dir("a/b/", 0o700)
+            .hard_link("a/link", "a/later")
+            .dir("a.b/", 0o700)
+            .hard_link("a.b/link", "later")
+            .dir("a0/", 0o700)
+            .file("a", b"x")
+            .file("later", b"y")
+            .finish(),
+    );
+    let root = one.root();
+    assert!(root.join("a").is_file() && root.join("a0").is_dir());
+    let link = root.join("a.b/link").metadata().unwrap();
+    assert_eq!(link.nlink(), 2);
+}
+
 #[test]
 fn directories_may_come_after_their_entries() {
     let one = One::new(

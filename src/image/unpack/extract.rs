@@ -12,10 +12,11 @@
 //!   dropped.
 //! - Device nodes, attributes and owners that the process may not set: see [`LayerInfo`] and [`Ownership`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::ops::Bound;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -61,7 +62,7 @@ pub(crate) struct Extractor<'a> {
     pub(super) dirs: Dirs,
     plans: BTreeMap<Vec<u8>, DirPlan>,
     /// Hard links whose target has not come yet: path to target, and the link's own attributes.
-    pub(super) links: HashMap<Vec<u8>, (Vec<u8>, Box<Entry>)>,
+    pub(super) links: BTreeMap<Vec<u8>, (Vec<u8>, Box<Entry>)>,
     pub(super) ownership: Ownership,
     /// Who new files belong to.
     pub(super) me: (u32, u32),
@@ -91,7 +92,7 @@ impl<'a> Extractor<'a> {
             layer,
             dirs: Dirs::new(root),
             plans,
-            links: HashMap::new(),
+            links: BTreeMap::new(),
             ownership,
             me: (
                 rustix::process::geteuid().as_raw(),
@@ -403,10 +404,10 @@ impl<'a> Extractor<'a> {
                 crate::image::remove::remove_at(dir, os_name)
                     .map_err(|e| self.failed("replace", path)(errno(&e)))?;
                 self.dirs.forget();
-                let below = place::join(path, b"");
-                self.plans
-                    .retain(|p, _| p != path && !p.starts_with(&below));
-                self.links.retain(|p, _| !p.starts_with(&below));
+                let below = [path, b"/"].concat();
+                self.plans.remove(path);
+                remove_below(&mut self.plans, &below);
+                remove_below(&mut self.links, &below);
                 Ok(())
             }
             Err(e) => Err(self.failed("replace", path)(e)),
@@ -445,6 +446,20 @@ pub(super) fn lost(path: &[u8], name: &[u8]) -> String {
         String::from_utf8_lossy(path),
         String::from_utf8_lossy(name)
     )
+}
+
+/// Removes the paths that begin with `below`, without a look at the others: a layer may do this as often as it has
+/// entries.
+fn remove_below<T>(paths: &mut BTreeMap<Vec<u8>, T>, below: &[u8]) {
+    let found = paths.range::<[u8], _>((Bound::Included(below), Bound::Unbounded));
+    let found: Vec<Vec<u8>> = found
+        .map(|(path, _)| path)
+        .take_while(|path| path.starts_with(below))
+        .cloned()
+        .collect();
+    for path in found {
+        paths.remove(&path);
+    }
 }
 
 /// Adds a line to a list of bounded length.

@@ -1,5 +1,6 @@
 //! Hard links, which may come before what they name.
 
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -72,33 +73,42 @@ impl Extractor<'_> {
         }
     }
 
-    /// Makes the hard links that came before their target; links to links take several rounds.
+    /// Makes the hard links that came before their target. One whose target is such a link waits for that, so that a
+    /// chain of them costs no more than as many others.
     pub(super) fn finish_links(&mut self) -> Result<(), ImageError> {
-        let mut links: Vec<_> = self.links.drain().collect();
-        links.sort_by(|a, b| a.0.cmp(&b.0));
-        while !links.is_empty() {
-            let before = links.len();
-            let mut left = Vec::new();
-            for (path, (target, entry)) in links {
-                let (parent, name) = place::split(&path);
-                let dir = self.parent(parent, &path)?;
-                let (target_parent, target_name) = place::split(&target);
-                if self.link(dir.as_fd(), name, &path, target_parent, target_name)? {
-                    self.dress_link(dir.as_fd(), name, &entry, &path)?;
-                } else {
-                    left.push((path, (target, entry)));
-                }
+        let mut links = std::mem::take(&mut self.links);
+        let mut waiting: HashMap<Vec<u8>, Vec<Vec<u8>>> = HashMap::new();
+        let mut ready = VecDeque::new();
+        for (path, (target, _)) in &links {
+            if links.contains_key(target) {
+                let waiters = waiting.entry(target.clone()).or_default();
+                waiters.push(path.clone());
+            } else {
+                ready.push_back(path.clone());
             }
-            if left.len() == before {
-                let (path, (target, _)) = &left[0];
-                let target = String::from_utf8_lossy(target);
-                return Err(self.refuse(
-                    path,
-                    format!("a hard link to {target:?}, which the layer has not"),
-                ));
-            }
-            links = left;
         }
-        Ok(())
+        while let Some(path) = ready.pop_front() {
+            let Some((target, entry)) = links.remove(&path) else {
+                continue;
+            };
+            let (parent, name) = place::split(&path);
+            let dir = self.parent(parent, &path)?;
+            let (target_parent, target_name) = place::split(&target);
+            if self.link(dir.as_fd(), name, &path, target_parent, target_name)? {
+                self.dress_link(dir.as_fd(), name, &entry, &path)?;
+                ready.extend(waiting.remove(&path).into_iter().flatten());
+            } else {
+                links.insert(path, (target, entry));
+            }
+        }
+        // Their targets are nowhere, or they lead to each other.
+        match links.first_key_value() {
+            None => Ok(()),
+            Some((path, (target, _))) => {
+                let target = String::from_utf8_lossy(target);
+                let why = format!("a hard link to {target:?}, which the layer has not");
+                Err(self.refuse(path, why))
+            }
+        }
     }
 }
