@@ -3,16 +3,22 @@
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::error::MountError;
 
 /// What is on its way out has this prefix.
 const GONE: &str = ".gone-";
+
+/// How directories are opened.
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
 
 /// An upper and its workdir that this mount made.
 #[derive(Debug)]
@@ -94,28 +100,63 @@ impl PrivateUpper {
 /// Makes `upper` and `work` in a directory, or takes those that are there. A new upper looks as the layer below it:
 /// its root's attributes are those of the merged root.
 pub(super) fn pair(dir: &Path, topmost: &Path) -> io::Result<()> {
-    make(&dir.join("work"))?;
-    let upper = dir.join("upper");
-    match DirBuilder::new().mode(0o700).create(&upper) {
-        Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-        Err(e) => return Err(e),
+    make(dir)?;
+    let place = rustix::fs::open(dir, DIRECTORY, Mode::empty())?;
+    make_in(&place, "work")?;
+    if make_in(&place, "upper")? {
+        dress(&place, "upper", topmost)?;
+    }
+    Ok(())
+}
+
+/// Makes a directory; false where there is one. The place may belong to a user for whom root mounts: a symlink of
+/// theirs would say into which of root's directories to write.
+fn make_in(place: &OwnedFd, name: &str) -> io::Result<bool> {
+    match rustix::fs::mkdirat(place, name, Mode::RWXU) {
+        Ok(()) => return Ok(true),
+        Err(Errno::EXIST) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let found = rustix::fs::statat(place, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let is_link = FileType::from_raw_mode(found.st_mode) == FileType::Symlink;
+    if is_link && found.st_uid != rustix::process::geteuid().as_raw() {
+        let why = format!("{name} is a symlink of another user's");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    Ok(false)
+}
+
+/// Gives a directory that was just made the attributes of `topmost`. By descriptor, and only to one that can be the
+/// one: whoever owns the place may have put another there, or a symlink.
+fn dress(place: &OwnedFd, name: &str, topmost: &Path) -> io::Result<()> {
+    let new = rustix::fs::openat(place, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
+    let found = rustix::fs::fstat(&new)?;
+    let entries = Dir::read_from(&new)?;
+    let is_new = found.st_uid == rustix::process::geteuid().as_raw()
+        && found.st_mode & 0o077 == 0
+        && entries.take(3).filter_map(Result::ok).all(|entry| {
+            let name = entry.file_name().to_bytes();
+            name == b"." || name == b".."
+        });
+    if !is_new {
+        let why = format!("somebody has put another directory in the place of {name}");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     }
     let below = fs::metadata(topmost)?;
-    match std::os::unix::fs::chown(&upper, Some(below.uid()), Some(below.gid())) {
+    match std::os::unix::fs::fchown(&new, Some(below.uid()), Some(below.gid())) {
         Ok(()) => {}
         // A plain user owns what he makes.
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            log::debug!("the owner of {} stays: {e}", upper.display());
+            log::debug!("the owner of {name} stays: {e}");
         }
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
             log::debug!("the owner of {} has no name here: {e}", topmost.display());
         }
         Err(e) => return Err(e),
     }
-    fs::set_permissions(&upper, Permissions::from_mode(below.mode() & 0o7777))?;
-    let time = below.modified()?;
-    File::open(&upper)?.set_times(fs::FileTimes::new().set_modified(time))
+    let new = File::from(new);
+    new.set_permissions(Permissions::from_mode(below.mode() & 0o7777))?;
+    new.set_times(fs::FileTimes::new().set_modified(below.modified()?))
 }
 
 /// Held while a directory is made or swept, so that nothing half made is swept.
@@ -225,6 +266,45 @@ fn open_up(dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_directory_that_was_just_made_gets_attributes() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let mode = |name: &str| fs::metadata(at(name)).unwrap().mode() & 0o7777;
+        for (name, mode) in [("topmost", 0o1777), ("secret", 0o700), ("open", 0o750)] {
+            fs::create_dir(at(name)).unwrap();
+            fs::set_permissions(at(name), Permissions::from_mode(mode)).unwrap();
+        }
+        let keep = at("keep");
+        make(&keep).unwrap();
+        let place = rustix::fs::open(&keep, DIRECTORY, Mode::empty()).unwrap();
+        // What its owner may put there between the making and the change.
+        std::os::unix::fs::symlink(at("secret"), keep.join("upper")).unwrap();
+        dress(&place, "upper", &at("topmost")).unwrap_err();
+        fs::remove_file(keep.join("upper")).unwrap();
+        fs::rename(at("open"), keep.join("upper")).unwrap();
+        dress(&place, "upper", &at("topmost")).unwrap_err();
+        fs::rename(keep.join("upper"), at("open")).unwrap();
+        make(&keep.join("upper")).unwrap();
+        fs::write(keep.join("upper/file"), "").unwrap();
+        dress(&place, "upper", &at("topmost")).unwrap_err();
+        assert_eq!((mode("secret"), mode("open")), (0o700, 0o750));
+        assert_eq!(mode("keep/upper"), 0o700);
+
+        fs::remove_dir_all(keep.join("upper")).unwrap();
+        pair(&keep, &at("topmost")).unwrap();
+        assert_eq!((mode("keep/upper"), mode("keep/work")), (0o1777, 0o700));
+        // A link of the user's own is taken; one of another user's would lead anywhere.
+        fs::remove_dir(keep.join("upper")).unwrap();
+        std::os::unix::fs::symlink(at("secret"), keep.join("upper")).unwrap();
+        pair(&keep, &at("topmost")).unwrap();
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::lchown(keep.join("upper"), Some(1), Some(1)).unwrap();
+            pair(&keep, &at("topmost")).unwrap_err();
+        }
+        assert_eq!(mode("secret"), 0o700);
+    }
 
     #[test]
     fn only_what_nobody_holds_is_swept() {
