@@ -3,8 +3,8 @@
 use std::ffi::CStr;
 use std::io::{self, PipeWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -204,6 +204,7 @@ fn run(
     let scene = Scene {
         id: served.id.clone(),
         mountpoint: mounted.mountpoint.clone(),
+        device: OnceLock::new(),
         runtime: served.runtime.clone(),
         log: served.log.clone(),
         private: mounted.private.as_ref().map(|p| p.dir().to_owned()),

@@ -11,7 +11,8 @@
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
@@ -50,6 +51,8 @@ pub(super) struct Scene {
     /// Names the mount among the others.
     pub(super) id: String,
     pub(super) mountpoint: PathBuf,
+    /// The device number of what is mounted, once it has answered.
+    pub(super) device: OnceLock<String>,
     /// Where the record, the socket and the log lie.
     pub(super) runtime: Option<PathBuf>,
     pub(super) log: Log,
@@ -98,13 +101,30 @@ impl Order {
     }
 }
 
+/// The device number of the mount that another program serves until now, who may not be kept waiting by a look at it.
+pub(super) fn device_in_table(mountpoint: &Path) -> OnceLock<String> {
+    let found = sys_mount::mount_table().map(|table| {
+        table
+            .into_iter()
+            .rfind(|entry| entry.mountpoint == mountpoint && entry.fs_type == sys_mount::FS_TYPE)
+    });
+    match found {
+        Ok(Some(entry)) => OnceLock::from(entry.device),
+        Ok(None) => OnceLock::new(),
+        Err(e) => {
+            log::debug!("the mount table cannot be read: {e}");
+            OnceLock::new()
+        }
+    }
+}
+
 impl Scene {
     /// `from`: the process that gave the order.
     fn follow(&self, order: Order, from: Option<u32>) -> io::Result<()> {
         match order {
             Order::Touch => self.touch()?,
-            Order::Unmount => sys_mount::unmount(&self.mountpoint, false)?,
-            Order::Detach => sys_mount::unmount(&self.mountpoint, true)?,
+            Order::Unmount => self.unmount(false)?,
+            Order::Detach => self.unmount(true)?,
             Order::ReadOnly => control::set_own_read_only(&self.mountpoint, true)?,
             Order::Writable => control::set_own_read_only(&self.mountpoint, false)?,
             Order::SweepLogs => self.runtime.iter().for_each(|dir| runtime::sweep_logs(dir)),
@@ -119,12 +139,21 @@ impl Scene {
 
     fn touch(&self) -> io::Result<()> {
         std::fs::metadata(&self.mountpoint)?;
-        let widened = sys_mount::device_of(&self.mountpoint)
-            .and_then(|device| sys_mount::set_read_ahead(&device, READ_AHEAD_KIB));
-        if let Err(e) = widened {
+        let device = sys_mount::device_of(&self.mountpoint)?;
+        if let Err(e) = sys_mount::set_read_ahead(&device, READ_AHEAD_KIB) {
             log::debug!("the readahead stays as it is: {e}");
         }
+        // A second daemon finds the same.
+        self.device.get_or_init(|| device);
         Ok(())
+    }
+
+    fn unmount(&self, lazy: bool) -> io::Result<()> {
+        match self.device.get() {
+            Some(device) => sys_mount::unmount_device(device, &self.mountpoint, lazy),
+            // It never answered.
+            None => sys_mount::unmount(&self.mountpoint, lazy),
+        }
     }
 
     fn now_served_by(&self, from: Option<u32>) -> io::Result<()> {

@@ -14,7 +14,7 @@ use super::daemon::{NAME, Served, VERSION, binary};
 use super::error::MountError;
 use super::handover::{self, Former, Handover, State};
 use super::log::Log;
-use super::outside::{Outside, Scene};
+use super::outside::{self, Outside, Scene};
 use super::private::PrivateUpper;
 use super::state::{Record, Registration, take_back};
 use super::supervise::{self, Setup, Succession};
@@ -97,6 +97,7 @@ fn go_on(state: State, how: &TakeOver) -> Result<(), MountError> {
     let outside = Outside::beside(Scene {
         id: served.id.clone(),
         mountpoint: mounted.mountpoint.clone(),
+        device: outside::device_in_table(&mounted.mountpoint),
         runtime: served.runtime.clone(),
         log: served.log.clone(),
         private: state.private.clone(),

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, open, statx};
 use rustix::io::Errno;
 pub use rustix::mount::MountFlags;
 use rustix::mount::{FsPickFlags, UnmountFlags, fsconfig_reconfigure, fsconfig_set_flag, fspick};
@@ -66,14 +67,57 @@ pub fn remount(mountpoint: &Path, flags: MountFlags) -> io::Result<()> {
 /// Unmounts. `lazy`: detaches the mount now, and lets it end when nobody uses it any more. A plain user's mount is
 /// given to `fusermount3`.
 pub fn unmount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
+    match unmount_here(mountpoint, lazy) {
+        Err(e) if Errno::from_io_error(&e) == Some(Errno::PERM) => {
+            unmount_by_helper(mountpoint, lazy)
+        }
+        done => done,
+    }
+}
+
+fn unmount_here(mountpoint: &Path, lazy: bool) -> io::Result<()> {
     let mut flags = UnmountFlags::NOFOLLOW;
     if lazy {
         flags |= UnmountFlags::DETACH;
     }
-    match rustix::mount::unmount(mountpoint, flags) {
-        Ok(()) => Ok(()),
-        Err(Errno::PERM) => unmount_by_helper(mountpoint, lazy),
-        Err(e) => Err(e.into()),
+    Ok(rustix::mount::unmount(mountpoint, flags)?)
+}
+
+/// Unmounts the filesystem with this device number, as the mount table writes it: the one at `mountpoint`, or else where
+/// it stands now. Whoever owns a directory above can have moved it and put a way to somebody else's filesystem in its
+/// place. A filesystem that covers it is left alone, and so is it.
+pub fn unmount_device(device: &str, mountpoint: &Path, lazy: bool) -> io::Result<()> {
+    let mut ours = mount_table()?;
+    ours.retain(|entry| entry.device == device);
+    let entry = ours.iter().rfind(|entry| entry.mountpoint == mountpoint);
+    let Some(entry) = entry.or(ours.last()) else {
+        return Err(Errno::INVAL.into());
+    };
+    let (Some(parent), Some(name)) = (entry.mountpoint.parent(), entry.mountpoint.file_name())
+    else {
+        return unmount(&entry.mountpoint, lazy);
+    };
+    // From here on nothing that is done to the directories above leads elsewhere.
+    let parent = open(
+        parent,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    // Who serves the mount may be the one who waits for this.
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let found = statx(&parent, name, flags, StatxFlags::MNT_ID)?;
+    if found.stx_mnt_id != entry.id {
+        let path = entry.mountpoint.display();
+        let why = format!("{path} leads to another filesystem, which is not unmounted");
+        return Err(io::Error::other(why));
+    }
+    let place = Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string());
+    match unmount_here(&place.join(name), lazy) {
+        Err(e) if Errno::from_io_error(&e) == Some(Errno::PERM) => {
+            // It looks for itself whose mount it is.
+            unmount_by_helper(&entry.mountpoint, lazy)
+        }
+        done => done,
     }
 }
 
@@ -220,7 +264,7 @@ pub fn device_of(path: &Path) -> io::Result<String> {
 
 /// Whether a path is reached through a mount that shows other owners than lie on disk.
 pub fn is_idmapped(path: &Path) -> io::Result<bool> {
-    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    use rustix::fs::CWD;
     let id = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?.stx_mnt_id;
     Ok(mount_table()?
         .iter()
@@ -239,6 +283,62 @@ pub fn is_stacked(path: &Path) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A filesystem in memory, which ends with its owner.
+    struct Tmpfs(PathBuf);
+
+    impl Tmpfs {
+        fn new(dir: &Path) -> Option<Tmpfs> {
+            std::fs::create_dir_all(dir).unwrap();
+            let made = rustix::mount::mount("tmpfs", dir, "tmpfs", MountFlags::empty(), c"");
+            made.is_ok().then(|| Tmpfs(dir.to_owned()))
+        }
+    }
+
+    impl Drop for Tmpfs {
+        fn drop(&mut self) {
+            if let Err(e) = unmount_here(&self.0, true) {
+                eprintln!("{}: {e}", self.0.display());
+            }
+        }
+    }
+
+    #[test]
+    fn who_moves_the_mount_away_gets_nobody_elses_unmounted() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let (place, moved, victim) = (dir.join("place"), dir.join("moved"), dir.join("victim"));
+        let Some(_victims) = Tmpfs::new(&victim.join("m")) else {
+            eprintln!("SKIPPED: only root mounts a tmpfs");
+            return;
+        };
+        let ours = Tmpfs::new(&place.join("m")).unwrap();
+        let device = device_of(&ours.0).unwrap();
+        let mounted = |path: &Path| {
+            let table = mount_table().unwrap();
+            table.iter().any(|entry| entry.mountpoint == path)
+        };
+        std::fs::rename(&place, &moved).unwrap();
+        std::os::unix::fs::symlink(&victim, &place).unwrap();
+        std::mem::forget(ours);
+        let ours = Tmpfs(moved.join("m"));
+        unmount_device(&device, &place.join("m"), false).unwrap();
+        assert!(mounted(&victim.join("m")) && !mounted(&ours.0));
+        std::mem::forget(ours);
+        unmount_device(&device, &place.join("m"), false).unwrap_err();
+
+        // What covers it is not unmounted in its place.
+        let under = Tmpfs::new(&moved.join("m")).unwrap();
+        let device = device_of(&under.0).unwrap();
+        let over = Tmpfs::new(&moved.join("m")).unwrap();
+        unmount_device(&device, &under.0, true).unwrap_err();
+        let text = device_of(&over.0).unwrap();
+        assert_ne!(text, device);
+        drop(over);
+        unmount_device(&device, &under.0, true).unwrap();
+        assert!(!mounted(&under.0) && mounted(&victim.join("m")));
+        std::mem::forget(under);
+    }
 
     #[test]
     fn a_line_of_the_mount_table() {
