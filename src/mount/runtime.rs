@@ -31,6 +31,9 @@ fn is_writable(path: &Path) -> bool {
     rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
 }
 
+/// Below the user's home.
+const IN_HOME: &str = ".local/state/acetate/run";
+
 /// Where the records of running mounts may lie, best first.
 pub(super) fn candidates() -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -43,6 +46,10 @@ pub(super) fn candidates() -> Vec<PathBuf> {
     }
     let name = format!("acetate-{}", outside(user.as_raw()));
     found.push(std::env::temp_dir().join(name));
+    // Of a directory for everybody somebody else may have taken the name; this one is the user's alone.
+    if let Some(home) = std::env::var_os("HOME").filter(|dir| !dir.is_empty()) {
+        found.push(PathBuf::from(home).join(IN_HOME));
+    }
     found
 }
 
@@ -63,15 +70,32 @@ fn outside(uid: u32) -> u32 {
 
 /// Where records of what runs lie: the first candidate that is this user's, created where it is missing.
 pub fn create() -> io::Result<PathBuf> {
+    create_first(candidates())
+}
+
+fn create_first(candidates: Vec<PathBuf>) -> io::Result<PathBuf> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for dir in candidates() {
-        match fs::DirBuilder::new().mode(0o700).create(&dir) {
+    for dir in candidates {
+        match make(&dir) {
             Ok(()) => return Ok(dir),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists && is_ours(&dir) => return Ok(dir),
             Err(e) => last = e,
         }
     }
     Err(last)
+}
+
+/// Makes the directory, and with it what leads to one of the user's home.
+fn make(dir: &Path) -> io::Result<()> {
+    let new = || fs::DirBuilder::new().mode(0o700).create(dir);
+    match (new(), dir.parent()) {
+        (Err(e), Some(parent)) if e.kind() == io::ErrorKind::NotFound && dir.ends_with(IN_HOME) => {
+            let mut builder = fs::DirBuilder::new();
+            builder.recursive(true).mode(0o700).create(parent)?;
+            new()
+        }
+        (made, _) => made,
+    }
 }
 
 /// How long the log of a mount that ended with errors is kept.
@@ -133,6 +157,24 @@ mod tests {
         for name in ["held.log", "new.log", "old.txt"] {
             assert!(path(name).exists(), "{name}");
         }
+    }
+
+    #[test]
+    fn where_others_took_the_name_the_users_home_has_the_place() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (squatted, home) = (dir.path().join("squatted"), dir.path().join(IN_HOME));
+        fs::create_dir(&squatted).unwrap();
+        fs::set_permissions(&squatted, fs::Permissions::from_mode(0o777)).unwrap();
+        let all = vec![squatted.clone(), home.clone()];
+        for _ in 0..2 {
+            assert_eq!(create_first(all.clone()).unwrap(), home);
+        }
+        assert!(is_ours(&home));
+        // A link to somewhere of ours is somebody else's choice as well.
+        fs::remove_dir(&squatted).unwrap();
+        std::os::unix::fs::symlink(dir.path(), &squatted).unwrap();
+        assert_eq!(create_first(all).unwrap(), home);
     }
 
     #[test]
