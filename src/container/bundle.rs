@@ -1,13 +1,14 @@
 //! The bundle: the runtime's `config.json`, and the files of `/etc` that are the host's business.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use oci_spec::runtime::{Process, Spec};
 use serde_json::{Value, json};
 
 use super::error::ContainerError;
+use super::files::create_private;
 use super::record::{Container, Network, Settings};
 use super::users::User;
 use crate::sys::mount::in_initial_user_namespace;
@@ -333,7 +334,8 @@ pub(super) fn write_config(
     // By rename: what is there may lead to a pipe.
     let new = container.path("config.json.new");
     let path = container.path("config.json");
-    fs::write(&new, &bytes)
+    create_private(&new)
+        .and_then(|mut file| file.write_all(&bytes))
         .and_then(|()| fs::rename(&new, &path))
         .map_err(ContainerError::io("write", &path))?;
     Ok(bytes)
@@ -342,7 +344,9 @@ pub(super) fn write_config(
 /// Writes a document for the runtime.
 pub(super) fn write<T: serde::Serialize>(path: &Path, value: &T) -> Result<(), ContainerError> {
     let bytes = serde_json::to_vec(value).map_err(unexpected)?;
-    fs::write(path, bytes).map_err(ContainerError::io("write", path))
+    create_private(path)
+        .and_then(|mut file| file.write_all(&bytes))
+        .map_err(ContainerError::io("write", path))
 }
 
 #[cfg(test)]

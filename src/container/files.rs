@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::IFlags;
@@ -13,11 +14,18 @@ use super::runtime::remove_if_there;
 /// The smallest block of a filesystem that is in use.
 const SMALL: usize = 1024;
 
+/// Opens a new file, or an emptied one, that others may not read: environments hold passwords.
+pub(super) fn create_private(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true);
+    options.mode(0o600).open(path)
+}
+
 /// Writes a file in the place of another. `durable`: also after a power cut it is one of the two.
 pub(super) fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), ContainerError> {
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
     let replaced = || -> io::Result<()> {
-        let mut file = File::create(&temporary)?;
+        let mut file = create_private(&temporary)?;
         file.write_all(bytes)?;
         if durable {
             file.sync_all()?;

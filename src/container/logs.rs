@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::record::{Container, LogLimit, now};
@@ -53,7 +53,8 @@ fn older(path: &Path, number: u32) -> PathBuf {
 }
 
 fn open_end(path: &Path) -> io::Result<File> {
-    File::options().append(true).create(true).open(path)
+    let mut options = File::options();
+    options.append(true).create(true).mode(0o600).open(path)
 }
 
 impl LogFile {

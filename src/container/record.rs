@@ -294,7 +294,7 @@ impl Containers {
         if !dir.exists() {
             fs::DirBuilder::new()
                 .recursive(true)
-                .mode(0o711)
+                .mode(0o700)
                 .create(&dir)
                 .map_err(ContainerError::io("create", &dir))?;
             spread(&dir);

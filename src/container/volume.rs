@@ -15,6 +15,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Dir, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags};
@@ -205,7 +206,10 @@ impl Containers {
 }
 
 fn remove_tree_in(all: &Path, tree: &Path) -> io::Result<()> {
-    fs::create_dir_all(all)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(all)?;
     remove_tree(tree)
 }
 

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::image::Digest;
-use rustix::fs::{CWD, Mode};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::durable;
@@ -33,6 +33,20 @@ use super::unpack::{LayerInfo, LayerSource, Ownership};
 
 /// The version of the layout above that this program reads and writes.
 const VERSION: &str = "acetate store 1\n";
+
+/// Directories of the store that only its owner may enter, also where others may enter the root, which may have been
+/// there before: layers hold suid programs of any age, containers have passwords in their environments, and who may
+/// open a lock file can hold its lock for ever.
+const GUARDED: [&str; 8] = [
+    "tmp",
+    "locks",
+    "partial",
+    "blobs",
+    "layers",
+    "containers",
+    "volumes",
+    "private",
+];
 
 /// A store of images and unpacked layers. Cheap to open; any number of processes may use one at once.
 #[derive(Debug)]
@@ -151,7 +165,6 @@ impl Store {
     }
 
     fn create(&self) -> Result<(), ImageError> {
-        // Layers hold suid programs of any age: only the owner may come near them.
         if !self.root.is_dir() {
             if let Some(parent) = self.root.parent() {
                 std::fs::create_dir_all(parent).map_err(ImageError::io("create", parent))?;
@@ -167,7 +180,10 @@ impl Store {
             "layers",
             "layers/sha256",
         ] {
-            make_dir(&self.root.join(dir), 0o755)?;
+            make_dir(&self.root.join(dir), 0o700)?;
+        }
+        for dir in GUARDED {
+            keep_to_owner(&self.root.join(dir));
         }
         let version = self.root.join("version");
         match std::fs::read(&version) {
@@ -254,6 +270,27 @@ impl Store {
         let path = self.root.join("layers/empty");
         make_dir(&path, 0o755)?;
         Ok(path)
+    }
+}
+
+/// Takes the rights of others at a directory away, if it is there and this process's. Best effort: a store that cannot
+/// be changed can still be read.
+fn keep_to_owner(dir: &Path) {
+    let kept = || -> Result<(), Errno> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = match rustix::fs::open(dir, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        let found = rustix::fs::fstat(&fd)?;
+        if found.st_mode & 0o077 == 0 || found.st_uid != rustix::process::geteuid().as_raw() {
+            return Ok(());
+        }
+        rustix::fs::fchmod(&fd, Mode::from_raw_mode(found.st_mode & 0o7700))
+    };
+    if let Err(e) = kept() {
+        log::warn!("others may enter {}: {e}", dir.display());
     }
 }
 

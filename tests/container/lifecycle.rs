@@ -347,6 +347,46 @@ fn a_runtime_of_another_name_finds_its_configuration_written() {
 }
 
 #[test]
+fn what_holds_an_environment_or_output_is_the_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    require!(able());
+    let rig = Rig::new("secrets");
+    let script = "echo $PASSWORD; sleep 1000";
+    rig.must(&[
+        "run",
+        "-d",
+        "--name",
+        "cc",
+        "-e",
+        "PASSWORD=xyzzy",
+        "bb",
+        "sh",
+        "-c",
+        script,
+    ]);
+    rig.until("the log has it", || {
+        rig.must(&["logs", "cc"]).contains("xyzzy")
+    });
+    let dir = rig.dir("cc");
+    let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(dir.parent().unwrap()), 0o700);
+    let mut found = 0;
+    for entry in fs::read_dir(&dir).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_file() {
+            let path = entry.path();
+            if String::from_utf8_lossy(&fs::read(&path).unwrap()).contains("xyzzy") {
+                assert_eq!(mode(&path), 0o600, "{}", path.display());
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 1);
+    rig.must(&["rm", "-f", "cc"]);
+    rig.nothing_is_left();
+}
+
+#[test]
 fn the_monitors_log_is_beside_that_of_the_program() {
     require!(able());
     let rig = Rig::new("monitorlog");

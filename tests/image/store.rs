@@ -63,6 +63,33 @@ fn one(text: &str) -> Vec<Vec<u8>> {
 }
 
 #[test]
+fn who_may_enter_the_root_may_not_enter_what_is_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    // One that was there before, as some directory of the system's, and as an older store.
+    for name in ["", "layers", "containers", "volumes"] {
+        std::fs::create_dir(root.join(name)).unwrap();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(root.join(name), open).unwrap();
+    }
+    let mode = |name: &str| root.join(name).metadata().unwrap().mode() & 0o7777;
+    for _ in 0..2 {
+        drop(Store::open(&root).unwrap());
+        assert_eq!(mode(""), 0o755);
+        for entry in std::fs::read_dir(&root).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                let name = entry.file_name().into_string().unwrap();
+                assert_eq!(mode(&name), 0o700, "{name}");
+            }
+        }
+    }
+    for name in ["layers", "blobs", "tmp", "partial", "locks"] {
+        assert!(root.join(name).is_dir(), "{name}");
+    }
+}
+
+#[test]
 fn names_are_like_hard_links() {
     let bench = Bench::new();
     let id = bench.load(&one("1"), &["a:1", "b/c:2"]);
