@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use oci_spec::image::Digest;
 use rustix::fs::CWD;
 use rustix::io::Errno;
 
@@ -173,6 +174,10 @@ impl Store {
             if self.is_ready(layer, keep)? {
                 return Ok(None);
             }
+            if self.has_blob(layer) {
+                self.check_pair(layer)?;
+                return Ok(None);
+            }
             return self.make_layer(layer, false, true).map(Some);
         }
         if !lock.attempt(Hold::Exclusive)? || self.has_tree(layer)? {
@@ -193,7 +198,45 @@ impl Store {
 
     /// True where nothing of the layer is missing.
     pub(crate) fn is_ready(&self, layer: &NeededLayer, keep: Keep) -> Result<bool, ImageError> {
-        Ok(self.has_tree(layer)? && (keep == Keep::Tree || self.has_blob(layer)))
+        let tree = self.has_tree(layer)?;
+        Ok(tree && (keep == Keep::Tree || self.has_blob(layer) && self.is_pair(&layer.source)))
+    }
+
+    /// Whether the blob is known to be one that gives this diff id when it is decompressed. That the store has both says
+    /// nothing: a manifest can name any two, and what is sent on would not be what is run.
+    fn is_pair(&self, source: &LayerSource) -> bool {
+        let blob = source.blob.as_ref();
+        blob.is_some_and(|blob| *blob == source.diff_id || self.pair_mark(source, blob).exists())
+    }
+
+    /// The empty file that tells of it. It stays true whatever becomes of the blob, so nothing waits for it to be durable.
+    fn pair_mark(&self, source: &LayerSource, blob: &Digest) -> PathBuf {
+        let name = format!("{}-{}", blob.algorithm(), blob.digest());
+        self.layer_dir(&source.diff_id).join("blobs").join(name)
+    }
+
+    /// Keeps that both digests were found right. The layer's tree is in its place.
+    fn mark_pair(&self, source: &LayerSource) -> Result<(), ImageError> {
+        let Some(blob) = source.blob.as_ref().filter(|_| !self.is_pair(source)) else {
+            return Ok(());
+        };
+        let mark = self.pair_mark(source, blob);
+        if let Some(dir) = mark.parent() {
+            make_dir(dir, 0o700)?;
+        }
+        let made = std::fs::File::create(&mark).map(drop);
+        made.map_err(ImageError::io("create", &mark))
+    }
+
+    /// Compares the blob that the store has with the diff id of a layer that it has.
+    fn check_pair(&self, layer: &NeededLayer) -> Result<(), ImageError> {
+        let source = &layer.source;
+        if let Some(blob) = &source.blob {
+            let path = self.blob_path(blob);
+            let file = std::fs::File::open(&path).map_err(ImageError::io("open", &path))?;
+            unpack::check(file, source, self.limits())?;
+        }
+        self.mark_pair(source)
     }
 
     fn has_tree(&self, layer: &NeededLayer) -> Result<bool, ImageError> {
@@ -297,6 +340,7 @@ impl Store {
                 self.publish(&layer.tree(), &place, &layer.tmp)?;
                 durable::sync_parent(&place)?;
             }
+            self.mark_pair(layer.source)?;
             if let LayerBytes::Remote(remote) = layer.bytes {
                 remote.accepted();
             }

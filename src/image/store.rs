@@ -5,6 +5,7 @@
 //!   oci-layout, index.json, blobs/sha256/HEX   an OCI image layout, which other tools read as it is
 //!   layers/sha256/HEX/diff                     the tree of the layer with this diff id
 //!   layers/sha256/HEX/layer.json               what it is (`LayerInfo`)
+//!   layers/sha256/HEX/blobs/sha256-HEX         empty: this blob was found to be that layer
 //!   layers/sha256/HEX/index                    its metadata, for mounts (`crate::layer::packed`); derived from the tree
 //!   locks/NAME                                 lock files: one for each layer and image, one for the index, one for the blobs
 //!   partial/DIGEST                             blobs that are being fetched, or whose fetch was interrupted

@@ -90,6 +90,60 @@ fn who_may_enter_the_root_may_not_enter_what_is_in_it() {
 }
 
 #[test]
+fn a_manifest_cannot_join_a_blob_with_another_layers_diff_id() {
+    let bench = Bench::new();
+    let [one, other] = [b"one", b"two"].map(|data| Tar::new().file("a", data).finish());
+    let image = |layer: &Vec<u8>| oci_files(std::slice::from_ref(layer), Packing::Gzip);
+    let load = |files: &BTreeMap<String, Vec<u8>>| {
+        let path = bench.path("image.tar");
+        std::fs::write(&path, tar_of(files)).unwrap();
+        bench.store.load(path.as_os_str(), None)
+    };
+    load(&image(&one)).unwrap();
+    load(&image(&other)).unwrap();
+    // The store has both layers, and both blobs; but these do not belong together.
+    let mut files = BTreeMap::new();
+    let parts = [
+        blob(
+            &mut files,
+            "application/vnd.oci.image.config.v1+json",
+            &config(std::slice::from_ref(&one), arch()),
+        ),
+        blob(
+            &mut files,
+            "application/vnd.oci.image.layer.v1.tar+gzip",
+            &pack(&other, Packing::Gzip),
+        ),
+    ];
+    let manifest =
+        serde_json::json!({"schemaVersion": 2, "config": parts[0], "layers": [parts[1]]});
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = blob(&mut files, media_type, manifest.to_string().as_bytes());
+    oci_index(&mut files, vec![manifest]);
+    let names = || {
+        let all = tree(bench.store.root()).into_keys();
+        all.filter(|name| !name.starts_with("/locks/"))
+            .collect::<Vec<_>>()
+    };
+    let before = names();
+    let error = load(&files).unwrap_err().to_string();
+    assert!(
+        error.contains("wrong digest of the uncompressed"),
+        "{error}"
+    );
+    assert_eq!(names(), before);
+    // Another blob of a layer that the store has is taken, also where no record tells that it is one.
+    let zstd = oci_files(std::slice::from_ref(&one), Packing::Zstd);
+    load(&zstd).unwrap();
+    for layer in std::fs::read_dir(bench.path("store/layers/sha256")).unwrap() {
+        std::fs::remove_dir_all(layer.unwrap().path().join("blobs")).unwrap();
+    }
+    load(&files).unwrap_err();
+    load(&zstd).unwrap();
+    bench.clean();
+}
+
+#[test]
 fn names_are_like_hard_links() {
     let bench = Bench::new();
     let id = bench.load(&one("1"), &["a:1", "b/c:2"]);
