@@ -83,7 +83,7 @@ impl Journal {
             *journal.under_way.lock() = kept;
             // Programs wait meanwhile: what is long is shortened beside them, unless no process lives long enough for that.
             let length = journal.log.len();
-            if length < CONDENSE_ABOVE || length > LONGEST {
+            if !(CONDENSE_ABOVE..=LONGEST).contains(&length) {
                 journal.replace(|_| book.to_log());
             }
         }
