@@ -66,7 +66,7 @@ impl Order {
             Ok(_) | Err(_) => Kind::Other,
         };
         let follows_data = match rustix::fs::fstat(root) {
-            Ok(stat) if kind == Kind::Journal => follows_data(stat.st_dev as u64),
+            Ok(stat) if kind == Kind::Journal => follows_data(stat.st_dev),
             Ok(_) | Err(_) => false,
         };
         Order {
