@@ -335,12 +335,12 @@ impl Filesystem for Adaptor {
         handle: FileHandle,
         offset: u64,
         data: &[u8],
-        flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let kills = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let kills = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let how = union::WriteFlags {
             kill_priv: kills.then(|| caller(request)),
         };
