@@ -150,11 +150,15 @@ fn follows_data(dev: u64) -> bool {
     {
         return true;
     }
-    let options = std::fs::read("/proc/self/mountinfo")
+    let is_xfs = std::fs::symlink_metadata(format!("/sys/fs/xfs/{}", device.display())).is_ok();
+    if !is_xfs {
+        return false;
+    }
+    let mounts = std::fs::read("/proc/self/mountinfo");
+    let options = mounts
         .ok()
         .and_then(|mounts| mountinfo::filesystem_options(&mounts, dev));
-    let is_xfs = std::fs::symlink_metadata(format!("/sys/fs/xfs/{}", device.display())).is_ok();
-    is_xfs && options.is_some_and(|options| has_one_device(&options))
+    options.is_some_and(|options| has_one_device(&options))
 }
 
 /// Whether a kernel of this release has `SYNC_FILE_RANGE_WRITE_AND_WAIT`: 5.2 and later.
