@@ -183,7 +183,8 @@ impl Union {
             Some(_) => Copy::Data,
             None => Copy::Meta,
         };
-        self.copy_up(&inode, how, Cause::new(reason, caller))?;
+        let cause = Cause::new(reason, caller);
+        self.copy_up(&inode, how, cause)?;
         let upper = self.upper()?;
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
         if inode.is_dir() && !self.params.static_nlink && !inode.state.read().lowers.is_empty() {
@@ -192,14 +193,15 @@ impl Union {
         }
         if uid.is_some() || gid.is_some() {
             // The filesystem below takes suid, sgid and capabilities away as it does for its own.
-            apart_from_fill(&inode, || {
+            change_attributes(&inode, &cause, || {
                 let stat = upper.stat(&part.node)?;
                 upper.chown(&part.node, uid, gid)?;
                 self.chown_takes_sgid(caller, &part, &stat)
             })?;
         }
         if let Some(mode) = set.mode {
-            apart_from_fill(&inode, || upper.chmod(&part.node, mode & 0o7777))?;
+            let chmod = || Ok(upper.chmod(&part.node, mode & 0o7777)?);
+            change_attributes(&inode, &cause, chmod)?;
         }
         if let Some(size) = set.size {
             self.truncate_upper(caller, &inode, size)?;
@@ -212,7 +214,10 @@ impl Union {
                 })
             };
             let (atime, mtime) = (time(set.atime), time(set.mtime));
-            apart_from_fill(&inode, || upper.set_times(&part.node, atime, mtime))?;
+            // What is published in a directory puts back the times that it found.
+            let _ops = inode.dir.as_ref().map(|dir| dir.ops.lock());
+            let set_times = || Ok(upper.set_times(&part.node, atime, mtime)?);
+            change_attributes(&inode, &cause, set_times)?;
         }
         if nothing && caller.uid != 0 {
             // What remains of a request that the kernel makes to take privileges away before a write. For root it stands
@@ -313,7 +318,8 @@ impl Union {
             return Ok(());
         }
         let upper = self.upper()?;
-        apart_from_fill(inode, || {
+        let cause = Cause::new("loss of suid, sgid or capability", caller);
+        change_attributes(inode, &cause, || {
             let stat = upper.stat(&part.node)?;
             let kept = self.without_priv(caller, &stat);
             if kept != stat.mode & 0o7777 {
@@ -322,6 +328,24 @@ impl Union {
             Ok(())
         })
     }
+}
+
+/// Runs a change of attributes of what has an upper part, so that no copy of its data, which puts back those it found, undoes it.
+/// Not to be nested, nor to be called with a lock held.
+pub(crate) fn change_attributes<T>(
+    inode: &Inode,
+    cause: &Cause,
+    change: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    // Data that has come up stays there, and then only the filling of blocks is left to be kept apart.
+    let data_below = inode.state.read().metacopy;
+    let _copying = if data_below {
+        let lock = inode.copy_up.lock_unless(|| cause.is_void());
+        Some(lock.ok_or(Error::Errno(libc::EINTR))?)
+    } else {
+        None
+    };
+    apart_from_fill(inode, change)
 }
 
 /// Runs what reads or changes attributes, so that the filling of blocks, which puts back those it found, does not undo it. Not to be

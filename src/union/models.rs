@@ -18,13 +18,13 @@ use super::inode::{Inode, State};
 use super::table::Table;
 use super::{
     Backing, BackingOpener, Caller, Entry, Lookup, NodeId, OpenMode, Params, ROOT, RenameMode,
-    SetAttr, Union, WriteFlags,
+    SetAttr, SetTime, Union, WriteFlags,
 };
-use crate::layer::Layer;
 use crate::layer::dir::{DirLayer, LayerOptions};
 use crate::layer::fdcache::FdCache;
 use crate::layer::format::OverrideStat;
 use crate::layer::upper::{AccessTimes, Namespace, Upper, UpperOptions};
+use crate::layer::{Layer, Timestamp};
 use crate::sys::sync::model;
 
 const CALLER: Caller = Caller {
@@ -464,6 +464,71 @@ fn a_removed_file_is_copied_up_for_those_who_have_it() {
         assert_eq!(world.lower("a"), b"old");
         let upper = world.dir.path().join("upper/a");
         assert!(!upper.is_file(), "the removed file is there again");
+        world.is_forgotten();
+    });
+}
+
+fn resolve_names(world: &World, path: &str) -> Vec<NodeId> {
+    let mut nodes = vec![ROOT];
+    for name in path.split('/') {
+        let parent = *nodes.last().unwrap();
+        match world.union.lookup(parent, OsStr::new(name)).unwrap() {
+            Lookup::Found(entry) => nodes.push(entry.node),
+            Lookup::Absent(_) => panic!("{path} is not there"),
+        }
+    }
+    nodes.remove(0);
+    nodes
+}
+
+#[test]
+fn attributes_set_beside_a_copy_of_the_data_stay() {
+    model(200, || {
+        let params = Params {
+            metacopy: true,
+            ..Params::default()
+        };
+        let world = World::new(params, |lower| {
+            fs::write(lower.join("a"), vec![b'.'; 10_000]).unwrap();
+        });
+        let node = world.look_up("a");
+        let chmod = move |world: &World, mode| {
+            let set = SetAttr {
+                mode: Some(mode),
+                ..SetAttr::default()
+            };
+            world.union.setattr(&CALLER, node, &set).unwrap();
+        };
+        // From now on the upper has its attributes, and the lower its data.
+        chmod(&world, 0o4755);
+        let name = OsStr::new("security.capability");
+        let capability = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let set = |world: &World| {
+            world
+                .union
+                .setxattr(&CALLER, node, name, &capability, 0)
+                .unwrap();
+        };
+        set(&world);
+        together(
+            &world,
+            vec![
+                Box::new(move |world| {
+                    chmod(world, 0o600);
+                    world.union.removexattr(&CALLER, node, name).unwrap();
+                }),
+                Box::new(|world| {
+                    let (handle, _) = world.open_as_kernel("a", libc::O_RDWR, &Opener(false));
+                    world.union.release(handle);
+                }),
+            ],
+        );
+        let (attr, _) = world.union.getattr(node, None).unwrap();
+        assert_eq!(attr.mode & 0o7777, 0o600, "the change of mode is undone");
+        let left = world.union.getxattr(node, name);
+        assert_eq!(left.unwrap_err().errno(), libc::ENODATA);
+        assert!(world.read("a") == vec![b'.'; 10_000]);
+        world.union.forget(node, 1);
         world.is_forgotten();
     });
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Union;
 use super::acl;
-use super::attr::apart_from_fill;
+use super::attr::change_attributes;
 use super::cause::Cause;
 use super::copy_up::Copy;
 use super::error::{Error, Result};
@@ -94,14 +94,15 @@ impl Union {
         let inode = self.node(node)?;
         self.writable()?;
         let disk = self.disk_name(name)?;
-        self.copy_up(&inode, Copy::Meta, Cause::new("setxattr", caller))?;
+        let cause = Cause::new("setxattr", caller);
+        self.copy_up(&inode, Copy::Meta, cause)?;
         let upper = self.upper()?;
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
         let strip_sgid = name == acl::ACCESS && self.loses_sgid(caller, &upper.stat(&part.node)?);
         if let Some(partial) = inode.partial() {
             partial.give_xattr_up(&disk)?;
         }
-        apart_from_fill(&inode, || {
+        change_attributes(&inode, &cause, || {
             upper.set_xattr(&part.node, &disk, value, flags)?;
             take_sgid(upper, &part, strip_sgid)
         })?;
@@ -132,7 +133,9 @@ impl Union {
             Some(partial) => partial.is_own_xattr(&disk)?,
             None => false,
         };
-        if own || apart_from_fill(&inode, || layer.get_xattr(&at, &disk))?.is_none() {
+        let cause = Cause::new("removexattr", caller);
+        let get = || Ok(layer.get_xattr(&at, &disk)?);
+        if own || change_attributes(&inode, &cause, get)?.is_none() {
             // Removing an ACL that is not there is no error (posix_acl_xattr_set with no value).
             return if acl::is_acl(name) {
                 Ok(())
@@ -140,11 +143,12 @@ impl Union {
                 Err(Error::Errno(libc::ENODATA))
             };
         }
-        self.copy_up(&inode, Copy::Meta, Cause::new("removexattr", caller))?;
+        self.copy_up(&inode, Copy::Meta, cause)?;
         let upper = self.upper()?;
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
         // Unlike the setting of an ACL, this leaves sgid alone, as the filesystems do.
-        apart_from_fill(&inode, || upper.remove_xattr(&part.node, &disk))?;
+        let remove = || Ok(upper.remove_xattr(&part.node, &disk)?);
+        change_attributes(&inode, &cause, remove)?;
         self.forget_acl(&inode, name);
         Ok(())
     }
