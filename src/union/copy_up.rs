@@ -327,6 +327,7 @@ impl Union {
         staged.chown(Some(stat.uid), Some(stat.gid))?;
         let namespace = upper.options().namespace;
         for name in layer.list_xattr(node)? {
+            // What tells of the layer, in the form of another overlay, would tell of the upper when that is a layer in its turn.
             if format::from_disk(namespace, &name).is_none()
                 || (self.params.noacl && acl::is_acl(&name))
             {
@@ -481,9 +482,17 @@ impl Union {
             .upper()
             .ok_or_else(|| Error::Corrupt("metacopy without an upper part".into()))?;
         let stat = upper.stat(&part.node)?;
-        if how != Copy::NoData
-            && let Some(partial) =
-                self.convert_metacopy(inode, &part, &stat, &self.open_data(inode)?)?
+        // A capability is taken away by writing, which is not a program's here; so it is by a clone, which the copy by blocks tries.
+        let capability = OsString::from("security.capability");
+        let caps = upper.get_xattr(&part.node, &capability)?;
+        let target = upper.open(&part.node, crate::layer::Access::Write)?;
+        let file = target.as_file().ok_or(Error::Errno(libc::EIO))?;
+        let source = match how {
+            Copy::NoData => None,
+            _ => Some(self.open_data(inode)?),
+        };
+        if let Some(source) = &source
+            && let Some(partial) = self.convert_metacopy(inode, &part, &stat, source)?
         {
             stats::add(&self.stats.copy_up_partial, 1);
             return Ok(self.switch_data(inode, |state| {
@@ -491,17 +500,12 @@ impl Union {
                 state.set_partial(Some(partial));
             }));
         }
-        let target = upper.open(&part.node, crate::layer::Access::Write)?;
-        let file = target.as_file().ok_or(Error::Errno(libc::EIO))?;
-        // A capability is taken away by writing, which is not a program's here.
-        let capability = OsString::from("security.capability");
-        let caps = upper.get_xattr(&part.node, &capability)?;
-        let copied = if how == Copy::NoData {
-            file.set_len(0)?;
-            Ok(Copied::default())
-        } else {
-            let source = self.open_data(inode)?;
-            copy_data(&source, file, stat.size, self.pace(&cause))
+        let copied = match &source {
+            None => {
+                file.set_len(0)?;
+                Ok(Copied::default())
+            }
+            Some(source) => copy_data(source, file, stat.size, self.pace(&cause)),
         };
         if copied.is_err() {
             give_back(file, stat.size);
