@@ -431,7 +431,8 @@ impl Union {
             }
             if partial.is_unsettled() && !partial.no_sync {
                 // As the kernel does by itself with the data of other files.
-                if let Err(e) = partial.settle(true) {
+                let named = partial.upper.settle_names().map_err(Error::from);
+                if let Err(e) = named.and_then(|()| partial.settle(true)) {
                     log::error!("{:?} is not on disk: {e}", partial.record.path);
                     partial.remember(&e);
                 }
