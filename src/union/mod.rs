@@ -33,6 +33,7 @@ mod listing;
 mod lock;
 #[cfg(test)]
 mod models;
+mod moves;
 mod namei;
 mod note;
 mod numbered;

@@ -532,3 +532,64 @@ fn attributes_set_beside_a_copy_of_the_data_stay() {
         world.is_forgotten();
     });
 }
+
+#[test]
+fn times_of_a_directory_set_beside_a_copy_up_in_it_stay() {
+    model(200, || {
+        let world = World::new(Params::default(), |lower| {
+            fs::create_dir(lower.join("dir")).unwrap();
+            fs::write(lower.join("dir/a"), "data").unwrap();
+        });
+        let nodes = resolve_names(&world, "dir/a");
+        let (dir, file) = (nodes[0], nodes[1]);
+        let at = |sec| SetAttr {
+            mtime: Some(SetTime::At(Timestamp { sec, nsec: 0 })),
+            ..SetAttr::default()
+        };
+        world.union.setattr(&CALLER, dir, &at(1000)).unwrap();
+        together(
+            &world,
+            vec![
+                Box::new(move |world| {
+                    world.union.setattr(&CALLER, dir, &at(2000)).unwrap();
+                }),
+                Box::new(move |world| {
+                    let opened = world
+                        .union
+                        .open(&CALLER, file, libc::O_RDWR, &Opener(false));
+                    world.union.release(opened.unwrap().handle);
+                }),
+            ],
+        );
+        let (attr, _) = world.union.getattr(dir, None).unwrap();
+        assert_eq!(attr.mtime.sec, 2000, "the change of times is undone");
+        for node in nodes {
+            world.union.forget(node, 1);
+        }
+        world.is_forgotten();
+    });
+}
+
+#[test]
+fn a_lookup_that_was_overtaken_by_a_copy_up_shows_the_copy() {
+    model(1000, || {
+        let world = World::new(Params::default(), |lower| {
+            fs::write(lower.join("a"), "old").unwrap();
+        });
+        together(
+            &world,
+            vec![
+                Box::new(|world| {
+                    world.look_up("a");
+                }),
+                // Copied up, written, closed and forgotten.
+                Box::new(|world| world.write("a", 0, b"new")),
+            ],
+        );
+        assert_eq!(world.read("a"), b"new", "the lower file shows");
+        let node = world.look_up("a");
+        world.union.forget(node, 2);
+        assert_eq!(world.lower("a"), b"old");
+        world.is_forgotten();
+    });
+}

@@ -138,34 +138,39 @@ impl Union {
         if parent.state.read().dead {
             return Ok(None);
         }
-        let resolved = match self.known(parent, dir, name)? {
-            Some(Known::Absent { .. }) => {
-                stats::add(&self.stats.lookup_hits, 1);
-                return Ok(None);
-            }
-            Some(Known::Item(item)) => {
-                if item.ino != 0
-                    && let Some(inode) = self.table.find_ino(item.ino)
-                    && inode.state.read().has_name(parent, name)
-                {
+        let found = loop {
+            let begin = self.table.moves.now();
+            let resolved = match self.known(parent, dir, name)? {
+                Some(Known::Absent { .. }) => {
                     stats::add(&self.stats.lookup_hits, 1);
-                    return Ok(Some((inode, None)));
+                    return Ok(None);
                 }
-                // A copy-up may publish the name in the upper at any time, so what the listing said of a
-                // lower entry is a hint only where the upper has nothing to say.
-                let from = item.lower.map(usize::from);
-                self.stack
-                    .resolve(&Self::parts(parent), name, !item.upper, from)?
+                Some(Known::Item(item)) => {
+                    if item.ino != 0
+                        && let Some(inode) = self.table.find_ino(item.ino)
+                        && inode.state.read().has_name(parent, name)
+                    {
+                        stats::add(&self.stats.lookup_hits, 1);
+                        return Ok(Some((inode, None)));
+                    }
+                    // A copy-up may publish the name in the upper at any time, so what the listing said of a
+                    // lower entry is a hint only where the upper has nothing to say.
+                    let from = item.lower.map(usize::from);
+                    self.stack
+                        .resolve(&Self::parts(parent), name, !item.upper, from)?
+                }
+                None => self
+                    .stack
+                    .resolve(&Self::parts(parent), name, false, None)?,
+            };
+            stats::add(&self.stats.lookup_misses, 1);
+            let Some(resolved) = resolved else {
+                return Ok(None);
+            };
+            if let Some(found) = self.instantiate(parent, name, resolved, begin)? {
+                break found;
             }
-            None => self
-                .stack
-                .resolve(&Self::parts(parent), name, false, None)?,
         };
-        stats::add(&self.stats.lookup_misses, 1);
-        let Some(resolved) = resolved else {
-            return Ok(None);
-        };
-        let found = self.instantiate(parent, name, resolved)?;
         if let Some(listing) = dir.listing.lock().as_mut() {
             listing.set_ino(name, found.0.ino);
         }
@@ -254,13 +259,15 @@ impl Union {
         Ok(())
     }
 
-    /// The inode for what the stack has under a name.
-    pub(crate) fn instantiate(
+    /// The inode for what the stack had under a name at the moment `begin` of the table. `None` where it may have been copied up
+    /// since, and nobody knows it any more.
+    fn instantiate(
         &self,
         parent: &Arc<Inode>,
         name: &OsStr,
         mut resolved: Resolved,
-    ) -> Result<(Arc<Inode>, Option<Stat>)> {
+        begin: u64,
+    ) -> Result<Option<(Arc<Inode>, Option<Stat>)>> {
         let named_in_upper = resolved.upper.is_some();
         let identity = self.identify(&mut resolved)?;
         let mut partial = None;
@@ -290,7 +297,7 @@ impl Union {
         state.set_partial(partial);
         let mut state = Some(state);
         loop {
-            let (inode, new) = self.table.find_or_insert(ino, |node| {
+            let found = self.table.find_or_insert_since(begin, ino, |node| {
                 Inode::new(
                     node,
                     ino,
@@ -305,7 +312,7 @@ impl Union {
                 }
                 // What was found may be of the moment in which blocks were filled.
                 let settled = !named_in_upper || !self.has_met_partial();
-                return Ok((inode, settled.then_some(stat)));
+                return Ok(Some((inode, settled.then_some(stat))));
             }
             if !self.same_file(&inode, &stat, upper_ino) {
                 // Two files claim one number: a stray origin, or hard links that were broken before. This one
@@ -317,6 +324,9 @@ impl Union {
                 continue;
             }
             if !inode.state.read().has_name(parent, name) {
+            let Some((inode, new)) = found else {
+                return Ok(None);
+            };
                 let kept = parent.shared_name(name);
                 inode.state.write().add_name(parent, kept);
                 self.note_name(&inode, parent, name);
@@ -332,7 +342,7 @@ impl Union {
                 upper.add_location(&part.node, &dir.node, name);
             }
             // What was found may be older than a copy-up of this moment.
-            return Ok((inode, None));
+            return Ok(Some((inode, None)));
         }
     }
 
@@ -399,7 +409,7 @@ impl Union {
             let (Some(ino), Some(stat)) = (lower_ino, resolved.lower_stat) else {
                 return Err(Error::Corrupt("a name that is in no layer".into()));
             };
-            if stat.is_dir() || stat.nlink <= 1 || !self.params.index {
+            if stat.is_dir() || stat.nlink <= 1 || self.stack.upper.is_none() {
                 return Ok(plain(ino));
             }
             return self.identify_linked(resolved, ino, &stat);

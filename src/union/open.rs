@@ -572,6 +572,7 @@ impl Union {
         inode: &Arc<Inode>,
         change: impl FnOnce(&mut State),
     ) -> Option<NodeId> {
+        self.table.moves.note(inode.ino);
         let mut slot = inode.open.lock();
         change(&mut inode.state.write());
         let open = slot.as_ref()?;

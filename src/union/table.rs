@@ -14,6 +14,7 @@ use hashbrown::HashTable;
 use super::error::{Error, Result};
 use super::inode::Inode;
 use super::lock::{Rank, Ranked};
+use super::moves::Moves;
 use super::numbered::Numbered;
 use super::open::NodeOpen;
 use super::types::NodeId;
@@ -102,6 +103,8 @@ pub(crate) struct Table {
     gone: AtomicUsize,
     /// Nodes that the kernel was told of. Atomic.
     come: AtomicUsize,
+    /// Atomics.
+    pub(crate) moves: Moves,
 }
 
 impl Table {
@@ -116,6 +119,7 @@ impl Table {
             next_dynamic: AtomicU64::new(DYNAMIC_BASE),
             gone: AtomicUsize::new(0),
             come: AtomicUsize::new(0),
+            moves: Moves::new(),
         }
     }
 
@@ -150,8 +154,24 @@ impl Table {
     pub(crate) fn find_or_insert(
         &self,
         ino: u64,
-        make: impl FnOnce(NodeId) -> Inode,
+        mut make: impl FnMut(NodeId) -> Inode,
     ) -> (Arc<Inode>, bool) {
+        loop {
+            // Nothing is moved later than that.
+            if let Some(found) = self.find_or_insert_since(u64::MAX, ino, &mut make) {
+                return found;
+            }
+        }
+    }
+
+    /// The live inode of this number, or a new one made by `make`, which is told its node id, of what was found on disk since a
+    /// moment. `None` where that may be out of date: another inode of the number may have been copied up since, and gone.
+    pub(crate) fn find_or_insert_since(
+        &self,
+        begin: u64,
+        ino: u64,
+        make: impl FnOnce(NodeId) -> Inode,
+    ) -> Option<(Arc<Inode>, bool)> {
         let (node, mut shard) = loop {
             let node = self.node_of(ino);
             let shard = self.shard(node).lock();
@@ -161,7 +181,10 @@ impl Table {
             }
         };
         if let Some(inode) = shard.find(node) {
-            return (inode, false);
+            return Some((inode, false));
+        }
+        if self.moves.any_since(begin, ino) {
+            return None;
         }
         let mut inode = make(node);
         let seed = self.take_seed(node);
@@ -181,7 +204,7 @@ impl Table {
         if let Some(new) = renumbered {
             self.name_anew(&inode, new);
         }
-        (inode, true)
+        Some((inode, true))
     }
 
     /// Counts one more lookup of a node that was told to the kernel. True when the kernel did not know it.
