@@ -22,6 +22,8 @@ use acetate::union::{
     ROOT, RenameMode, SetAttr, Union, WriteFlags,
 };
 
+#[path = "union/links.rs"]
+mod links;
 #[path = "union/opens.rs"]
 mod opens;
 #[path = "union/stress.rs"]
@@ -83,6 +85,10 @@ impl Rig {
     }
 
     fn mount(&mut self) {
+        self.mount_with(|layer| Arc::new(layer));
+    }
+
+    fn mount_with(&mut self, wrap: fn(DirLayer) -> Arc<dyn Layer>) {
         self.union = None;
         let cache = Arc::new(FdCache::for_this_process());
         let lowers = self
@@ -90,7 +96,7 @@ impl Rig {
             .iter()
             .map(|p| {
                 let layer = DirLayer::open(p, LayerOptions::default(), cache.clone()).unwrap();
-                Arc::new(layer) as Arc<dyn Layer>
+                wrap(layer)
             })
             .collect();
         let options = UpperOptions {

@@ -1,7 +1,9 @@
 //! Hard links, and the count of names that a file has in the union.
 
 use std::ffi::OsStr;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Union;
 use super::attr::union_nlink;
@@ -13,6 +15,17 @@ use super::namei::FoundInode;
 use super::types::{Caller, Entry, NodeId};
 use crate::layer::Layer;
 use crate::layer::upper::{Mark, Replace, TimeSet, Upper};
+
+/// The first of the inode numbers of names that stand for a file each, though a layer has one file under several. Above all
+/// that the table counts up.
+const NAMES_BASE: u64 = 0x7f << 56;
+
+/// The inode number of such a name, always the same: whoever looks it up, in whatever order, comes to one inode.
+pub(crate) fn number_of_name(parent: &Inode, name: &OsStr) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (parent.ino, name).hash(&mut hasher);
+    NAMES_BASE | hasher.finish() >> 8
+}
 
 impl Union {
     /// Writes down the union's link count relative to the upper's, before an operation that changes both alike: so the mark
@@ -137,18 +150,40 @@ impl Union {
 
     /// A lower file with several names gets its index entry before one of them changes, so that the others stay right.
     pub(crate) fn copy_up_linked(&self, inode: &Arc<Inode>, reason: &'static str) -> Result<()> {
-        let lower = {
-            let state = inode.state.read();
-            if state.upper.is_some() || inode.is_dir() || !self.params.index {
-                return Ok(());
-            }
-            state.lowers.first().cloned()
-        };
-        let Some(lower) = lower else { return Ok(()) };
-        if self.stack.lower(&lower).stat(&lower.node)?.nlink <= 1 {
+        if !self.is_linked_below(inode)? {
             return Ok(());
         }
         self.copy_up(inode, Copy::Meta, reason)
+    }
+
+    /// Whether a file that was not copied up has other names, which an index entry is to keep together with this one.
+    fn is_linked_below(&self, inode: &Inode) -> Result<bool> {
+        let lower = {
+            let state = inode.state.read();
+            if state.upper.is_some() || inode.is_dir() || !self.params.index {
+                return Ok(false);
+            }
+            state.lowers.first().cloned()
+        };
+        let Some(lower) = lower else { return Ok(false) };
+        let layer = self.stack.lower(&lower);
+        Ok(layer.stat(&lower.node)?.nlink > 1 && layer.handle(&lower.node)?.is_some())
+    }
+
+    /// See [`Union::may_copy_linked`].
+    pub(crate) fn do_may_copy_linked(&self, parent: NodeId, name: &OsStr) -> bool {
+        // What is removed was looked up before, here or by the process before.
+        if !self.met_links.load(Ordering::Relaxed) && !self.took_over() {
+            return false;
+        }
+        let found = self
+            .node(parent)
+            .and_then(|parent| self.find_inode(&parent, name));
+        match found {
+            Ok(Some(inode)) => self.is_linked_below(&inode).unwrap_or(false),
+            // The removal will tell.
+            Ok(None) | Err(_) => false,
+        }
     }
 
     /// Drops the index entry of an inode that has no name left.

@@ -69,7 +69,7 @@ pub use types::*;
 
 use crate::layer::upper::Upper;
 use crate::layer::{Layer, Opaque};
-use crate::sys::sync::Mutex;
+use crate::sys::sync::{AtomicBool, Mutex};
 use file::Handles;
 use inode::{Inode, State, UpperPart};
 use lock::{Rank, Ranked};
@@ -109,6 +109,10 @@ pub struct Union {
     journal: OnceLock<Arc<Journal>>,
     /// What the process before left. Set once, if there was one.
     adopted: OnceLock<adopt::Adopted>,
+    /// A lower file of several names was found. Atomic.
+    met_links: AtomicBool,
+    /// And there is no index entry to keep its names together. Atomic.
+    names_apart: AtomicBool,
 }
 
 struct NotifyCell(Arc<dyn Notify>);
@@ -172,6 +176,8 @@ impl Union {
             partials_found: Mutex::default(),
             journal: OnceLock::new(),
             adopted: OnceLock::new(),
+            met_links: AtomicBool::new(false),
+            names_apart: AtomicBool::new(false),
         })
     }
 
@@ -449,6 +455,11 @@ impl Union {
     /// may be doing it.
     pub fn may_copy_data(&self, node: NodeId) -> bool {
         self.do_may_copy_data(node)
+    }
+
+    /// Likewise of the removal of a name: the file's other names may need a copy.
+    pub fn may_copy_linked(&self, parent: NodeId, name: &OsStr) -> bool {
+        self.do_may_copy_linked(parent, name)
     }
 
     /// Which layer shows the path (relative to the mount's root), what hides the others, whether it was copied up.

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::error::{Error, Result};
 use super::inode::{DirPart, Indexed, Inode, LowerRef, NlinkBase, State, UpperPart};
+use super::links::number_of_name;
 use super::listing::{Known, Listing};
 use super::stack::{DirParts, Resolved, ResolvedUpper};
 use super::types::{Entry, Lookup, NodeId};
@@ -33,6 +34,9 @@ pub(crate) struct FoundInode {
 struct Identity {
     ino: u64,
     indexed: Option<Indexed>,
+    /// A lower file of several names that a copy-up would part: each of them is a file from the beginning, as with the kernel's
+    /// overlayfs, lest a change by one name goes to another.
+    apart: bool,
 }
 
 impl Union {
@@ -283,6 +287,21 @@ impl Union {
         let upper_ino = resolved.upper.as_ref().map(|u| u.stat.ino);
         let upper_node = resolved.upper.as_ref().map(|u| u.node.clone());
         let mut ino = identity.ino;
+        let apart = identity.apart;
+        if apart {
+            self.names_apart.store(true, Ordering::Relaxed);
+            ino = number_of_name(parent, name);
+        } else if let Some(upper) = &resolved.upper
+            && self.names_apart.load(Ordering::Relaxed)
+            && upper.marks.origin.is_none()
+            && let known = number_of_name(parent, name)
+            && let Some(inode) = self.table.find_ino(known)
+            && inode.state.read().has_name(parent, name)
+            && self.same_file(&inode, &stat, upper_ino)
+        {
+            // It was such a name before its copy-up.
+            ino = known;
+        }
         let copied = resolved
             .upper
             .as_ref()
@@ -305,6 +324,9 @@ impl Union {
                     state.take().unwrap_or_default(),
                 )
             });
+            let Some((inode, new)) = found else {
+                return Ok(None);
+            };
             if new {
                 if self.took_over() {
                     // The process before may know it by other names alone.
@@ -314,7 +336,11 @@ impl Union {
                 let settled = !named_in_upper || !self.has_met_partial();
                 return Ok(Some((inode, settled.then_some(stat))));
             }
-            if !self.same_file(&inode, &stat, upper_ino) {
+            let same = match apart {
+                true => inode.state.read().has_name(parent, name),
+                false => self.same_file(&inode, &stat, upper_ino),
+            };
+            if !same {
                 // Two files claim one number: a stray origin, or hard links that were broken before. This one
                 // gets a number of its own.
                 ino = match upper_ino {
@@ -324,9 +350,6 @@ impl Union {
                 continue;
             }
             if !inode.state.read().has_name(parent, name) {
-            let Some((inode, new)) = found else {
-                return Ok(None);
-            };
                 let kept = parent.shared_name(name);
                 inode.state.write().add_name(parent, kept);
                 self.note_name(&inode, parent, name);
@@ -404,13 +427,24 @@ impl Union {
         let lower_ino = resolved
             .lower_stat
             .map(|s| self.stack.ino(s.dev, s.ino, || self.table.dynamic_ino()));
-        let plain = |ino| Identity { ino, indexed: None };
+        let plain = |ino| Identity {
+            ino,
+            indexed: None,
+            apart: false,
+        };
         let Some(upper) = &resolved.upper else {
             let (Some(ino), Some(stat)) = (lower_ino, resolved.lower_stat) else {
                 return Err(Error::Corrupt("a name that is in no layer".into()));
             };
             if stat.is_dir() || stat.nlink <= 1 || self.stack.upper.is_none() {
                 return Ok(plain(ino));
+            }
+            self.met_links.store(true, Ordering::Relaxed);
+            if !self.params.index {
+                return Ok(Identity {
+                    apart: true,
+                    ..plain(ino)
+                });
             }
             return self.identify_linked(resolved, ino, &stat);
         };
@@ -427,16 +461,24 @@ impl Union {
 
     /// A lower file with several names: the index tells whether it was copied up under another.
     fn identify_linked(&self, resolved: &mut Resolved, ino: u64, stat: &Stat) -> Result<Identity> {
-        let plain = Identity { ino, indexed: None };
+        let plain = Identity {
+            ino,
+            indexed: None,
+            apart: false,
+        };
         let (Some(upper), Some(lower)) = (&self.stack.upper, resolved.lowers.first()) else {
             return Ok(plain);
+        };
+        let Some(handle) = self.stack.lower(lower).handle(&lower.node)? else {
+            // There is nothing to find its entry by.
+            return Ok(Identity {
+                apart: true,
+                ..plain
+            });
         };
         if upper.index_is_empty() {
             return Ok(plain);
         }
-        let Some(handle) = self.stack.lower(lower).handle(&lower.node)? else {
-            return Ok(plain);
-        };
         let Some((node, upper_stat)) = upper.index_lookup(&handle)? else {
             return Ok(plain);
         };
@@ -463,6 +505,7 @@ impl Union {
                 lower_nlink: stat.nlink,
                 nlink,
             }),
+            apart: false,
         })
     }
 
@@ -495,6 +538,7 @@ impl Union {
         Ok(Some(Identity {
             ino: self.stack.ino(dev, real, || self.table.dynamic_ino()),
             indexed,
+            apart: false,
         }))
     }
 
