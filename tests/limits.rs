@@ -13,3 +13,5 @@ mod full;
 mod memory;
 #[path = "limits/panics.rs"]
 mod panics;
+#[path = "limits/stalls.rs"]
+mod stalls;

@@ -188,10 +188,16 @@ impl Filesystem for Adaptor {
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.serve(Op::Unlink, |union| {
-            let once = Once::name(union, request.unique().0, parent.0, name);
-            let removed = check_name(name)
+        let (name, unique) = (name.to_owned(), request.unique().0);
+        // It may wait for the copy-up of a file of several names, or be the cause of it.
+        let long = self
+            .shared
+            .ask(|union| union.may_copy_linked(parent.0, &name));
+        self.serve_long(Op::Unlink, long, move |union, turn| {
+            let once = Once::name(union, unique, parent.0, &name);
+            let removed = check_name(&name)
                 .and_then(|name| once.remove(|| union.unlink(parent.0, name), libc::ENOENT));
+            drop(turn);
             reply_empty(reply, removed);
         });
     }
