@@ -18,6 +18,7 @@ use super::upper::Namespace;
 
 pub use block_map::BlockMap;
 pub(super) use handle::{decode_handle, encode_handle, ino_in_handle};
+pub use marks::is_mark_of_lower;
 pub(super) use marks::{MarkNames, mark_name, mark_value, read_marks, whiteout_name};
 pub use override_stat::OverrideStat;
 pub(super) use override_stat::{OverrideValue, OverrideXattr};

@@ -123,3 +123,36 @@ fn names_of_a_file_are_apart_without_an_index() {
 fn names_of_a_file_are_apart_where_the_lower_has_no_handles() {
     each_name_is_a_file(true, |layer| Arc::new(WithoutHandles(layer)));
 }
+
+/// What is told of a layer by another overlay than the one of which it is a lower.
+#[test]
+fn marks_of_a_lower_are_not_those_of_the_upper() {
+    let mut rig = Rig::new(2, Params::default(), |l| {
+        put(&l[0].join("d/a"), "above");
+        put(&l[1].join("d/b"), "below");
+        let none = rustix::fs::XattrFlags::empty();
+        for (name, value) in [("user.overlay.opaque", "y"), ("user.kept", "value")] {
+            rustix::fs::setxattr(l[0].join("d"), name, value.as_bytes(), none).unwrap();
+        }
+    });
+    assert_eq!(rig.list("d"), ["a"]);
+    rig.chmod("d", 0o700);
+    rig.u()
+        .mkdir(&ME, rig.node("d"), OsStr::new("c"), 0o755, 0)
+        .unwrap();
+    assert_eq!(rig.list("d"), ["a", "c"]);
+    // The upper becomes the topmost of the layers.
+    rig.union = None;
+    let layer = rig.dir.path().join("layer");
+    fs::rename(rig.upper(), &layer).unwrap();
+    let mut value = [0; 16];
+    let kept = rustix::fs::getxattr(layer.join("d"), "user.kept", &mut value);
+    assert_eq!(kept, Ok(5));
+    fs::remove_dir_all(rig.dir.path().join("work")).unwrap();
+    for name in ["upper", "work"] {
+        fs::create_dir(rig.dir.path().join(name)).unwrap();
+    }
+    rig.lowers.insert(0, layer);
+    rig.mount();
+    assert_eq!(rig.list("d"), ["a", "c"]);
+}

@@ -77,6 +77,23 @@ impl MarkNames {
     }
 }
 
+/// Whether an xattr counts as a mark in the lower layers of a mount whose own marks are in `namespace`, whichever overlay wrote it.
+pub fn is_mark_of_lower(namespace: Namespace, name: &OsStr) -> bool {
+    let names = match namespace {
+        Namespace::Trusted => MarkNames::Privileged,
+        Namespace::User => MarkNames::All,
+    };
+    let bytes = name.as_bytes();
+    let own = [Namespace::Trusted, Namespace::User]
+        .iter()
+        .find_map(|&namespace| bytes.strip_prefix(prefix(namespace)));
+    match names.kind(bytes) {
+        Some(Kind::Opaque | Kind::Redirect | Kind::Metacopy | Kind::Partial) => true,
+        Some(Kind::Origin | Kind::Nlink | Kind::Impure) => false,
+        None => own == Some(b"whiteout"),
+    }
+}
+
 /// The xattr that makes an empty regular file a whiteout.
 pub(in crate::layer) fn whiteout_name(namespace: Namespace) -> OsString {
     own_name(namespace, "whiteout")
