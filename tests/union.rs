@@ -593,3 +593,40 @@ fn directory_link_counts_are_as_on_ext4() {
         .unwrap();
     assert_eq!(rig.get("d").attr.nlink, 5);
 }
+
+/// The kernel sees no entry of an answer that is an error, and would never forget the nodes that it was told by it.
+#[test]
+fn a_listing_ends_before_what_cannot_be_told() {
+    let rig = Rig::new(1, Params::default(), |l| {
+        for i in 0..10 {
+            put(&l[0].join(format!("file{i}")), "data");
+        }
+    });
+    let mut names = Vec::new();
+    rig.u()
+        .readdir(ROOT, 0, &mut |entry| {
+            names.push(entry.name.to_str().unwrap().to_owned());
+            false
+        })
+        .unwrap();
+    // Known, and gone from the layer behind the union's back.
+    let last = names.pop().unwrap();
+    rig.get(&last);
+    fs::remove_file(rig.lowers[0].join(&last)).unwrap();
+    let (mut told, mut cookie) = (Vec::new(), 0);
+    rig.u()
+        .readdirplus(ROOT, 0, &mut |entry, _| {
+            told.push(entry.name.to_str().unwrap().to_owned());
+            cookie = entry.cookie;
+            false
+        })
+        .unwrap();
+    assert_eq!(told, names);
+    let mut more = 0;
+    let failed = rig.u().readdirplus(ROOT, cookie, &mut |_, _| {
+        more += 1;
+        false
+    });
+    assert!(failed.is_err());
+    assert_eq!(more, 0);
+}

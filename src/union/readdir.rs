@@ -1,6 +1,7 @@
 //! Reading directories. They are not opened: a node's listing, and the cookies in it, live as long as the kernel knows the
 //! node, which it does while a program holds it open.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::sync::Arc;
 
@@ -47,43 +48,68 @@ impl Union {
         sink: &mut dyn FnMut(DirEntry<'_>, Option<&Entry>) -> bool,
     ) -> Result<()> {
         let inode = self.node(node)?;
+        let told = Cell::new(false);
+        let mut sink = |entry: DirEntry<'_>, found: Option<&Entry>| {
+            let full = sink(entry, found);
+            told.set(told.get() || !full);
+            full
+        };
         self.each_entry(&inode, offset, &mut |item, cookie| {
             let Some(item) = item else {
                 return Ok(sink(self.dot(&inode, cookie), None));
             };
-            let found = match self.find(&inode, &item.name) {
-                Ok(Some(found)) => found,
-                // Removed since the listing was read: no entry.
-                Ok(None) => return Ok(false),
-                // One damaged file does not hide the others. It is named without a node that is kept: who uses the name
-                // asks for it again, and is told the error. A number that is known must not be given uncounted.
-                Err(e) if item.ino != 0 && self.node(item.ino).is_err() => {
-                    log::warn!("{:?} cannot be looked at: {e}", item.name);
-                    let entry = DirEntry {
-                        name: &item.name,
-                        ino: item.ino,
-                        file_type: item.file_type,
-                        cookie,
-                    };
-                    return Ok(sink(entry, None));
+            match self.give_entry(&inode, item, cookie, &mut sink) {
+                // Of an answer that is an error the kernel sees no entry, and would never forget those that it was told. It goes on
+                // behind the last of them, and is told the error then.
+                Err(e) if told.get() => {
+                    log::debug!("the listing is cut short before {:?}: {e}", item.name);
+                    Ok(true)
                 }
-                Err(e) => return Err(e),
-            };
-            let entry = self.entry(&found)?;
-            let full = sink(
-                DirEntry {
-                    name: &item.name,
-                    ino: found.inode.ino,
-                    file_type: found.inode.file_type(),
-                    cookie,
-                },
-                Some(&entry),
-            );
-            if full {
-                self.do_forget(entry.node, 1);
+                other => other,
             }
-            Ok(full)
         })
+    }
+
+    /// One entry with its node, if it is there still; returns whether `sink` is full.
+    fn give_entry(
+        &self,
+        inode: &Arc<Inode>,
+        item: &Item,
+        cookie: u64,
+        sink: &mut dyn FnMut(DirEntry<'_>, Option<&Entry>) -> bool,
+    ) -> Result<bool> {
+        let found = match self.find(inode, &item.name) {
+            Ok(Some(found)) => found,
+            // Removed since the listing was read: no entry.
+            Ok(None) => return Ok(false),
+            // One damaged file does not hide the others. It is named without a node that is kept: who uses the name
+            // asks for it again, and is told the error. A number that is known must not be given uncounted.
+            Err(e) if item.ino != 0 && self.node(item.ino).is_err() => {
+                log::warn!("{:?} cannot be looked at: {e}", item.name);
+                let entry = DirEntry {
+                    name: &item.name,
+                    ino: item.ino,
+                    file_type: item.file_type,
+                    cookie,
+                };
+                return Ok(sink(entry, None));
+            }
+            Err(e) => return Err(e),
+        };
+        let entry = self.entry(&found)?;
+        let full = sink(
+            DirEntry {
+                name: &item.name,
+                ino: found.inode.ino,
+                file_type: found.inode.file_type(),
+                cookie,
+            },
+            Some(&entry),
+        );
+        if full {
+            self.do_forget(entry.node, 1);
+        }
+        Ok(full)
     }
 
     /// Gives each entry after a cookie, `None` for `.` and `..`, until `sink` says that it is full.
