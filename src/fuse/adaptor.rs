@@ -495,7 +495,9 @@ impl Filesystem for Adaptor {
         let allowed = self.xattrs();
         let (caller, name, value) = (caller(request), name.to_owned(), value.to_owned());
         let unique = request.unique().0;
-        self.serve_long(Op::Setxattr, self.may_copy(node), move |union, turn| {
+        // Capabilities wait for the kernel to write the file's data.
+        let long = name == "security.capability" || self.may_copy(node);
+        self.serve_long(Op::Setxattr, long, move |union, turn| {
             let set = || union.setxattr(&caller, node.0, &name, &value, flags);
             if flags & libc::XATTR_CREATE == 0 {
                 let done = allowed.and_then(|()| set());

@@ -332,6 +332,13 @@ impl Notify for Invalidator {
         self.later(Stale::Attr(node));
     }
 
+    fn write_back(&self, node: NodeId) {
+        // Drops the pages too; what cannot be written is told by the next fsync.
+        if let Err(e) = self.notifier.inval_inode(INodeNo(node), 0, 0) {
+            log::debug!("data of node {node} was not written back: {e}");
+        }
+    }
+
     fn told_many(&self) {
         if self.may_prune {
             self.later(Stale::Unused);

@@ -131,6 +131,9 @@ pub trait Notify: Send + Sync {
     fn inval_attr_later(&self, node: NodeId);
     /// The attributes and cached data of a node are out of date.
     fn inval_data(&self, node: NodeId);
+    /// What the kernel holds back of a node's data is to be written, which is done when this returns. It waits for requests to
+    /// write: called with no lock held, and by a thread that is not needed for them.
+    fn write_back(&self, _node: NodeId) {}
     /// The kernel was told of some thousand nodes more. Called while a request is served.
     fn told_many(&self) {}
     /// These are the data of a node from its beginning, to be cached. The kernel waits for pages of the node that it is

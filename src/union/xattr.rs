@@ -98,6 +98,12 @@ impl Union {
         self.copy_up(&inode, Copy::Meta, cause)?;
         let upper = self.upper()?;
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
+        if name == "security.capability"
+            && let Some(notify) = self.notify.get()
+        {
+            // What a program wrote before would take them away when the kernel passes it on.
+            notify.write_back(node);
+        }
         let strip_sgid = name == acl::ACCESS && self.loses_sgid(caller, &upper.stat(&part.node)?);
         if let Some(partial) = inode.partial() {
             partial.give_xattr_up(&disk)?;

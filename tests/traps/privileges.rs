@@ -11,7 +11,7 @@ use crate::common::skip;
 use crate::like_ext4::{Script, like_ext4};
 use crate::map::Map;
 use crate::require;
-use crate::rig::{as_user, open, open_creat};
+use crate::rig::{Rig, as_user, open, open_creat};
 
 /// `security.capability` with `cap_net_raw` effective and permitted (revision 2).
 const CAPABILITY: [u8; 20] = [
@@ -245,4 +245,46 @@ fn cached_paths_are_checked_against_their_rights() {
             try_all(script);
         }
     });
+}
+
+/// What was written before a file got its capabilities, and is passed on by the kernel afterwards, leaves them.
+#[test]
+fn capabilities_outlive_what_was_written_before_them() {
+    require!(skip::privileged());
+    let capability = |path: &Path| {
+        let mut value = [0; 32];
+        let length = rustix::fs::lgetxattr(path, "security.capability", &mut value)?;
+        io::Result::Ok(value[..length].to_vec())
+    };
+    for (options, name) in [
+        ("", "new"),
+        ("passthrough=off", "new"),
+        ("partial=64K,complete=off", "large"),
+    ] {
+        let rig = Rig::new("capability", options, |lower| {
+            fs::write(lower.join("large"), vec![b'l'; 1 << 20]).unwrap();
+        });
+        let path = rig.at(name);
+        let file = open_creat(&path, libc::O_RDWR, 0o755).unwrap();
+        let mut map = None;
+        if name == "large" {
+            let map = map.insert(Map::shared(&file, 100_000).unwrap());
+            map.write(0, &[b'n'; 100_000]);
+        } else {
+            file.write_all_at(&[b'n'; 100_000], 0).unwrap();
+        }
+        let none = XattrFlags::empty();
+        lsetxattr(&path, "security.capability", &CAPABILITY, none).unwrap();
+        if let Some(map) = &map {
+            map.sync().unwrap();
+        }
+        file.sync_all().unwrap();
+        assert_eq!(capability(&path).unwrap(), CAPABILITY, "{options}");
+        drop((map, file));
+        assert_eq!(capability(&path).unwrap(), CAPABILITY, "{options}: closed");
+        assert_eq!(fs::read(&path).unwrap()[..100_000], [b'n'; 100_000]);
+        rig.finish(|upper| {
+            assert_eq!(capability(&upper.join(name)).unwrap(), CAPABILITY);
+        });
+    }
 }
