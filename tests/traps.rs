@@ -13,6 +13,8 @@ mod caches;
 mod held;
 #[path = "traps/like_ext4.rs"]
 mod like_ext4;
+#[path = "traps/lost.rs"]
+mod lost;
 #[path = "traps/map.rs"]
 mod map;
 #[path = "traps/metacopy.rs"]

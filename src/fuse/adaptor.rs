@@ -349,6 +349,7 @@ impl Filesystem for Adaptor {
         let kills = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let how = union::WriteFlags {
             kill_priv: kills.then(|| caller(request)),
+            cached: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
         };
         data::write(&self.shared, handle.0, offset, data, how, reply);
     }

@@ -195,7 +195,8 @@ impl RealFile {
     pub fn from_file(file: File) -> RealFile {
         RealFile { file }
     }
-    /// Reads at `offset` without moving a file position; fewer bytes than asked only at the end.
+    /// Reads at `offset` without moving a file position; fewer bytes than asked only at the end. An error behind the first
+    /// bytes is one of the whole: as an answer to the kernel, fewer bytes say that the file ends there.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         use std::os::unix::fs::FileExt;
         let mut done = 0;
@@ -204,8 +205,7 @@ impl RealFile {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if done == 0 => return Err(e),
-                Err(_) => break,
+                Err(e) => return Err(e),
             }
         }
         Ok(done)

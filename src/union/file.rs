@@ -1,6 +1,8 @@
 //! Open files: reading, writing and what else goes by handle.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -181,6 +183,43 @@ impl Drop for StaleBlocks<'_> {
     }
 }
 
+/// What came of a write.
+#[derive(Debug)]
+pub(crate) struct Written {
+    /// How many bytes were taken, from the first on.
+    pub bytes: usize,
+    /// Why it was not all.
+    pub error: Option<io::Error>,
+}
+
+impl Written {
+    /// How many bytes count as written. A program is told of those, and of the error by its next write; of pages that it wrote
+    /// before, the kernel takes all for written whatever the number says, so that they would be lost and no fsync would tell.
+    fn answer(self, cached: bool) -> Result<usize> {
+        match self.error {
+            Some(e) if cached || self.bytes == 0 => Err(e.into()),
+            _ => Ok(self.bytes),
+        }
+    }
+}
+
+/// Writes as much as goes.
+pub(crate) fn write_fully(file: &File, data: &[u8], offset: u64) -> Written {
+    let mut bytes = 0;
+    let error = loop {
+        if bytes == data.len() {
+            break None;
+        }
+        match file.write_at(&data[bytes..], offset + bytes as u64) {
+            Ok(0) => break Some(io::Error::from_raw_os_error(libc::EIO)),
+            Ok(n) => bytes += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => break Some(e),
+        }
+    };
+    Written { bytes, error }
+}
+
 impl Union {
     /// The real file of a handle: the upper's as soon as there is one, so that a descriptor opened before copy-up reads the
     /// new data afterwards.
@@ -238,21 +277,10 @@ impl Union {
         if let Some(partial) = handle.inode.partial() {
             let written = partial.write(offset, data);
             self.note_copied_bytes(&handle.inode, partial.take_copied());
-            return written;
+            return written?.answer(flags.cached);
         }
         let real = file.real.as_file().ok_or(Error::Errno(libc::EBADF))?;
-        let mut done = 0;
-        while done < data.len() {
-            match real.write_at(&data[done..], offset + done as u64) {
-                Ok(0) => break,
-                Ok(n) => done += n,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                // What was written counts; the error comes back with the next write.
-                Err(_) if done > 0 => break,
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(done)
+        write_fully(real, data, offset).answer(flags.cached)
     }
 
     pub(crate) fn do_release(&self, id: HandleId) {
@@ -324,7 +352,7 @@ impl Union {
         }
         let fd = file.real.as_fd().ok_or(Error::Errno(libc::EBADF))?;
         let flags = FallocateFlags::from_bits_retain(mode as u32);
-        rustix::fs::fallocate(fd, flags, offset, length).map_err(std::io::Error::from)?;
+        rustix::fs::fallocate(fd, flags, offset, length).map_err(io::Error::from)?;
         Ok(())
     }
 
@@ -349,7 +377,7 @@ impl Union {
             _ => return Err(Error::Errno(libc::EINVAL)),
         };
         // The position of the shared descriptor is used by nobody.
-        Ok(rustix::fs::seek(fd, from).map_err(std::io::Error::from)?)
+        Ok(rustix::fs::seek(fd, from).map_err(io::Error::from)?)
     }
 
     pub(crate) fn do_copy_file_range(
@@ -379,7 +407,7 @@ impl Union {
             Some(&mut target_at),
             len,
         )
-        .map_err(std::io::Error::from)?;
+        .map_err(io::Error::from)?;
         Ok(n as u64)
     }
 }

@@ -186,9 +186,12 @@ pub struct DirEntry<'a> {
     pub cookie: u64,
 }
 
-/// The attribute-changing flags of a write: what the kernel says about suid, sgid and capabilities.
+/// What the kernel says of a write besides its data.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WriteFlags {
     /// The writer, where it may not keep suid and sgid (`FUSE_WRITE_KILL_SUIDGID`).
     pub kill_priv: Option<Caller>,
+    /// These are pages that were written to before, not what a program waits for (`FUSE_WRITE_CACHE`): the kernel takes all of
+    /// them for written unless it is told an error.
+    pub cached: bool,
 }

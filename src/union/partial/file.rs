@@ -17,6 +17,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use super::super::error::{Error, Result};
+use super::super::file::{Written, write_fully};
 use super::Registry;
 use crate::layer::RealFile;
 use crate::layer::format::{BlockMap, PartialRecord};
@@ -276,8 +277,8 @@ impl Partial {
         Ok(done)
     }
 
-    /// Writes; returns how many bytes were taken.
-    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<usize> {
+    /// Writes as much as goes.
+    pub(crate) fn write(&self, offset: u64, data: &[u8]) -> Result<Written> {
         self.usable()?;
         self.touch();
         let end = offset + data.len() as u64;
@@ -286,7 +287,7 @@ impl Partial {
             let state = self.state.read();
             let there = state.done || state.map.has(self.blocks(offset..end, state.limit));
             if there && !self.lacks_last(&state, end) {
-                return write_fully(&self.file, data, offset);
+                return Ok(write_fully(&self.file, data, offset));
             }
         }
         let mut state = self.state.write();
@@ -294,28 +295,30 @@ impl Partial {
         self.fill_last(&mut state, end)?;
         let blocks = self.blocks(offset..end, state.limit);
         if state.done || state.map.has(blocks.clone()) {
-            return write_fully(&self.file, data, offset);
+            return Ok(write_fully(&self.file, data, offset));
         }
         self.copy_edges(&state, offset..end)?;
-        let written = write_fully(&self.file, data, offset)?;
-        let reached = offset + written as u64;
+        let written = write_fully(&self.file, data, offset);
+        let reached = offset + written.bytes as u64;
         let claimed = if reached >= end.min(state.limit) {
             blocks
         } else {
             // The rest of the last block is not there.
             blocks.start..(reached >> self.record.block_shift).max(blocks.start)
         };
-        let taken = if written == data.len() {
-            written
+        let taken = if written.error.is_none() {
+            written.bytes
         } else {
             let boundary = claimed.end << self.record.block_shift;
             (boundary.clamp(offset, reached) - offset) as usize
         };
-        if taken == 0 {
-            return Err(Error::Errno(libc::ENOSPC));
+        if taken > 0 {
+            self.claim(&mut state, claimed)?;
         }
-        self.claim(&mut state, claimed)?;
-        Ok(taken)
+        Ok(Written {
+            bytes: taken,
+            error: written.error,
+        })
     }
 
     /// How many bytes of the lower were copied for changes since this was last asked.
@@ -523,25 +526,9 @@ fn read_fully(file: &File, buf: &mut [u8], offset: u64) -> Result<usize> {
             Ok(0) => break,
             Ok(n) => done += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) if done > 0 => break,
             Err(e) => return Err(e.into()),
         }
     }
     Ok(done)
-}
-
-/// Writes as much as goes; an error where that is nothing.
-fn write_fully(file: &File, data: &[u8], offset: u64) -> Result<usize> {
-    let mut done = 0;
-    while done < data.len() {
-        match file.write_at(&data[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            // What was written counts; the error comes back with the next write.
-            Err(_) if done > 0 => break,
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(done)
+/// Reads; fewer bytes than asked only at the end of the file, which the kernel takes them for.
 }
