@@ -220,6 +220,19 @@ pub(crate) fn write_fully(file: &File, data: &[u8], offset: u64) -> Written {
     Written { bytes, error }
 }
 
+/// The answer of `SEEK_DATA` and `SEEK_HOLE` for a file whose holes are not known.
+fn all_data(real: &RealFile, offset: u64, whence: i32) -> Result<u64> {
+    let fd = real.as_fd().ok_or(Error::Errno(libc::EBADF))?;
+    let stat = rustix::fs::fstat(fd).map_err(io::Error::from)?;
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    match whence {
+        libc::SEEK_DATA if offset < size => Ok(offset),
+        libc::SEEK_HOLE if offset < size => Ok(size),
+        libc::SEEK_DATA | libc::SEEK_HOLE => Err(Error::Errno(libc::ENXIO)),
+        _ => Err(Error::Errno(libc::EINVAL)),
+    }
+}
+
 impl Union {
     /// The real file of a handle: the upper's as soon as there is one, so that a descriptor opened before copy-up reads the
     /// new data afterwards.
@@ -365,6 +378,9 @@ impl Union {
         let handle = self.handle(id)?;
         let offset = u64::try_from(offset).map_err(|_| Error::Errno(libc::ENXIO))?;
         let file = self.real(&handle)?;
+        if self.may_hold_data(&handle) {
+            return all_data(&file.real, offset, whence);
+        }
         if let (Some(partial), libc::SEEK_DATA | libc::SEEK_HOLE) = (handle.inode.partial(), whence)
         {
             return partial.seek(offset, whence == libc::SEEK_DATA);
@@ -378,6 +394,17 @@ impl Union {
         };
         // The position of the shared descriptor is used by nobody.
         Ok(rustix::fs::seek(fd, from).map_err(io::Error::from)?)
+    }
+
+    /// Whether programs may have changed data of the file that only the kernel has: by a mapping.
+    fn may_hold_data(&self, handle: &Handle) -> bool {
+        if handle.open.may_be_written_by_map() {
+            return true;
+        }
+        // The node that is opened now, where this handle's was retired.
+        let open = handle.inode.open.lock();
+        open.as_ref()
+            .is_some_and(|open| open.may_be_written_by_map())
     }
 
     pub(crate) fn do_copy_file_range(

@@ -170,6 +170,13 @@ impl NodeOpen {
         self.new_blocks.swap(false, Ordering::AcqRel)
     }
 
+    /// Whether a program may have a mapping through which it changes data that the kernel then keeps to itself for a while. A
+    /// mapping of a file that is passed through is one of the backing file, which knows.
+    pub(super) fn may_be_written_by_map(&self) -> bool {
+        let counts = self.counts.lock();
+        counts.mappers > 0 && counts.passthrough == 0
+    }
+
     /// A node that was opened by the process before.
     pub(super) fn adopted(node: NodeId) -> NodeOpen {
         let open = NodeOpen::new(node);

@@ -195,6 +195,38 @@ fn data_that_the_kernel_still_holds_is_no_hole() {
     }
 }
 
+/// The same of what was written into a mapping.
+#[test]
+fn data_in_a_mapping_is_no_hole() {
+    require!(skip::privileged());
+    for options in ["complete=off", "partial=off", "passthrough=off"] {
+        let rig = Rig::new("mapped", options, |lower| {
+            let file = fs::File::create(lower.join("sparse")).unwrap();
+            file.set_len(8 << 20).unwrap();
+        });
+        let path = rig.at("sparse");
+        let file = open(&path, libc::O_RDWR).unwrap();
+        let mut map = Map::shared(&file, 8 << 20).unwrap();
+        map.write(2 << 20, b"mapped");
+        let other = open(&path, libc::O_RDONLY).unwrap();
+        for file in [&file, &other] {
+            let from = seek(file, SeekFrom::Data(0)).unwrap();
+            let to = seek(file, SeekFrom::Hole(from)).unwrap();
+            assert!(
+                from <= 2 << 20 && to >= (2 << 20) + 6,
+                "{options}: {from} {to}"
+            );
+            let end = seek(file, SeekFrom::Data(8 << 20)).unwrap_err();
+            assert_eq!(end, rustix::io::Errno::NXIO, "{options}");
+        }
+        drop((map, file, other));
+        rig.finish(|upper| {
+            let data = fs::read(upper.join("sparse")).unwrap();
+            assert_eq!(data[2 << 20..(2 << 20) + 6], *b"mapped", "{options}");
+        });
+    }
+}
+
 #[test]
 fn a_program_runs_and_is_replaced_while_it_runs() {
     require!(skip::privileged());
