@@ -502,3 +502,68 @@ fn attributes_are_put_back_where_the_filling_of_blocks_was_cut_off() {
     assert_whole(&upper, &stand.work, &model);
     end(mount);
 }
+
+/// A program leaves no room for the map afterwards: then the file is copied whole.
+#[test]
+fn a_file_that_gets_large_xattrs_later_is_copied_whole() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("xattr room later", Duration::from_secs(120));
+    let mut stand = Stand::new("xattr-later");
+    let image =
+        match LoopImage::with_options(&stand.scratch, "ext4", 128 << 20, &["-b", "4096"], "loop") {
+            Ok(image) => image,
+            Err(reason) => crate::skip!("{reason}"),
+        };
+    for (name, dir) in [
+        ("lower", &mut stand.lower),
+        ("upper", &mut stand.upper),
+        ("work", &mut stand.work),
+    ] {
+        *dir = image.path().join(name);
+        fs::create_dir(&*dir).unwrap();
+    }
+    let names = ["written", "completed"];
+    for name in names {
+        fs::write(stand.lower.join(name), pattern(1, 8 * MIB)).unwrap();
+    }
+    let mount = stand.acetate("complete=off").mount();
+    for name in names {
+        let mut model = pattern(1, 8 * MIB);
+        let path = mount.join(name);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
+        assert!(mark(&stand.upper.join(name)).is_some());
+        // As much as there is room for.
+        let none = rustix::fs::XattrFlags::empty();
+        let set = |size| rustix::fs::lsetxattr(&path, "user.large", &vec![5; size], none);
+        let size = (1..4096).rev().find(|size| set(*size).is_ok()).unwrap();
+        if name == "written" {
+            for at in (1_000_000..7_000_000).step_by(1_000_000) {
+                file.write_all_at(b"changed", at).unwrap();
+                model[at as usize..at as usize + 7].copy_from_slice(b"changed");
+            }
+            assert!(fs::read(&path).unwrap() == model);
+            file.sync_all().unwrap();
+        }
+        complete(&path);
+        assert!(fs::read(&path).unwrap() == model, "{name}");
+        let mut value = vec![0; 4096];
+        let length = rustix::fs::lgetxattr(&path, "user.large", &mut value[..]).unwrap();
+        assert_eq!(value[..length], vec![5; size]);
+        drop(file);
+    }
+    end(mount);
+    for name in names {
+        let mut model = pattern(1, 8 * MIB);
+        if name == "written" {
+            for at in (1_000_000..7_000_000).step_by(1_000_000) {
+                model[at..at + 7].copy_from_slice(b"changed");
+            }
+        }
+        assert_whole(&stand.upper.join(name), &stand.work, &model);
+    }
+    image.unmount().unwrap();
+}

@@ -393,3 +393,39 @@ fn the_marks_of_a_file_that_is_completed_meanwhile_are_never_listed() {
     }
     end(mount);
 }
+
+/// Where there are so many pieces that the map has no room for what is copied meanwhile, gaps between them are filled.
+#[test]
+fn the_completion_of_a_file_in_many_pieces_keeps_its_attributes() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("pieces", Duration::from_secs(120));
+    let stand = Stand::new("pieces");
+    let mut model = pattern(1, 32 * MIB);
+    fs::write(stand.lower.join("big"), &model).unwrap();
+    let mount = stand.acetate("complete=off").mount();
+    let big = mount.join("big");
+    let file = OpenOptions::new().write(true).open(&big).unwrap();
+    for piece in 0..700 {
+        let at = piece * 11 * 4096;
+        file.write_all_at(b"piece", at as u64).unwrap();
+        model[at..at + 5].copy_from_slice(b"piece");
+    }
+    file.sync_all().unwrap();
+    // `cap_net_raw`, effective and permitted.
+    let capability = [
+        1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    let none = rustix::fs::XattrFlags::empty();
+    rustix::fs::lsetxattr(&big, "security.capability", &capability, none).unwrap();
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    file.set_modified(long_ago).unwrap();
+    complete(mount.path());
+    assert_eq!(file.metadata().unwrap().modified().unwrap(), long_ago);
+    let xattrs = crate::common::tree::xattrs(&big).unwrap();
+    let found = xattrs.get(std::ffi::OsStr::new("security.capability"));
+    assert_eq!(found.map(Vec::as_slice), Some(&capability[..]));
+    assert!(fs::read(&big).unwrap() == model);
+    drop(file);
+    end(mount);
+    assert_whole(&stand.upper.join("big"), &stand.work, &model);
+}

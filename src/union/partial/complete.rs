@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FallocateFlags;
 
 use super::super::error::{Error, Result};
-use super::file::{Partial, State};
+use super::file::{For, Partial, State, is_too_long};
 use crate::layer::format::BlockMap;
 use crate::sys::sync::sleep;
 use crate::sys::writeback;
@@ -89,7 +89,7 @@ impl Partial {
             }
             let copied = begin.elapsed();
             if at.saturating_sub(flushed) >= flush {
-                self.claim_filled(&mut self.state.write())?;
+                self.claim_in_background()?;
                 self.flush(flushed..at)?;
                 flushed = at;
                 if self.lacks_room(pace)? {
@@ -101,7 +101,7 @@ impl Partial {
                 sleep((copied * REST).min(REST_OF_COPY) + (waited * REST).min(REST_OF_FLUSH));
             }
         }
-        self.claim_filled(&mut self.state.write())?;
+        self.claim_in_background()?;
         if !self.no_sync {
             self.upper.settle_names()?;
             self.file.sync_data()?;
@@ -109,12 +109,29 @@ impl Partial {
         let mut state = self.state.write();
         if !state.done {
             let blocks = state.limit.div_ceil(self.block());
-            if !state.map.has(0..blocks) {
+            let mut map = state.map.clone();
+            for blocks in self.filled.lock().iter() {
+                map.add(blocks.clone(), true);
+            }
+            if !map.has(0..blocks) {
                 return Err(Error::Corrupt("a block went missing".into()));
             }
             self.finish(&mut state)?;
         }
         Ok(Completion::Done)
+    }
+
+    /// Claims what was filled, so that the next mount need not copy it again. Where the map has no room that is done without: it
+    /// goes when the last block is here.
+    fn claim_in_background(&self) -> Result<()> {
+        let _filling = self.filling.write();
+        match self.claim_filled(&mut self.state.write(), For::Background) {
+            Err(Error::Io(e)) if is_too_long(&e) => {
+                log::debug!("{:?} has no room for its map: {e}", self.record.path);
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     /// Keeps what is dirty in the page cache small. Without a commit of the journal, which would have programs wait that change
@@ -131,13 +148,22 @@ impl Partial {
     /// Whether the rest does not fit on the disk, which is not filled in vain then. What the administrator alone may use is left
     /// alone unless the completion was asked for.
     fn lacks_room(&self, pace: &Pace<'_>) -> Result<bool> {
-        let (missing, _) = self.missing();
+        self.lacks_room_of(self.missing().0, pace.gently)
+    }
+
+    /// The same for what a map lacks, and for a program that waits for it.
+    pub(super) fn lacks_room_for(&self, state: &State, map: &BlockMap) -> Result<bool> {
+        let present = map.count() << self.record.block_shift;
+        self.lacks_room_of(state.limit.saturating_sub(present), false)
+    }
+
+    fn lacks_room_of(&self, missing: u64, gently: bool) -> Result<bool> {
         let below = match self.lower()?.as_file() {
             Some(lower) => lower.metadata()?.blocks().saturating_mul(512),
             None => missing,
         };
         let fs = rustix::fs::fstatvfs(&self.file).map_err(io::Error::from)?;
-        let free = if pace.gently { fs.f_bavail } else { fs.f_bfree };
+        let free = if gently { fs.f_bavail } else { fs.f_bfree };
         Ok(missing.min(below) > free.saturating_mul(fs.f_frsize))
     }
 
@@ -216,7 +242,7 @@ impl Partial {
 
     /// Claims what was filled and is not claimed yet. Before a program changes anything there: half of a failed change is not to be
     /// claimed.
-    pub(super) fn claim_filled(&self, state: &mut State) -> Result<()> {
+    pub(super) fn claim_filled(&self, state: &mut State, whom: For) -> Result<()> {
         let mut filled = self.filled.lock();
         if filled.is_empty() || state.done {
             filled.clear();
@@ -227,7 +253,7 @@ impl Partial {
         for blocks in filled.iter().filter(|blocks| blocks.start < last) {
             map.add(blocks.start..blocks.end.min(last), self.no_sync);
         }
-        self.store(state, map)?;
+        self.store(state, map, whom)?;
         filled.clear();
         Ok(())
     }
@@ -300,6 +326,16 @@ impl Partial {
                 None => self.make_hole(at..next)?,
             }
             at = next;
+        }
+        Ok(())
+    }
+
+    /// Copies all that `map` lacks. Precondition: as of `fill`.
+    pub(super) fn fill_rest(&self, state: &State, map: &mut BlockMap) -> Result<()> {
+        let end = state.limit.div_ceil(self.block());
+        while let Some(absent) = map.next_absent(0..end) {
+            self.fill(state, map, absent.clone())?;
+            map.add(absent, false);
         }
         Ok(())
     }

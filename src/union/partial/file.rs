@@ -28,6 +28,18 @@ use crate::sys::sync::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Mutex, RwL
 /// some as well.
 const MARK_LIMIT: usize = 2048;
 
+/// For whom a map is written, where it does not fit unless blocks are filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum For {
+    /// A program that changes the file, and with it the times and capabilities.
+    Program,
+    /// What makes durable that which programs wrote. `filling` is held for writing, as attributes are put back.
+    Settling,
+    /// The same where the rest is copied by somebody else, or not to be copied now: a file all of which would have to be copied is
+    /// left as it is.
+    Background,
+}
+
 /// A partial file. Operations take `state`, shared where they leave the map alone, and nothing else while they hold it; it is held
 /// across the copying of the blocks that one operation needs. What changes data or attributes and leaves the map alone takes
 /// `filling` before, shared, and so waits for the background, which readers of the data do not.
@@ -291,7 +303,7 @@ impl Partial {
             }
         }
         let mut state = self.state.write();
-        self.claim_filled(&mut state)?;
+        self.claim_filled(&mut state, For::Program)?;
         self.fill_last(&mut state, end)?;
         let blocks = self.blocks(offset..end, state.limit);
         if state.done || state.map.has(blocks.clone()) {
@@ -361,7 +373,7 @@ impl Partial {
     pub(super) fn claim(&self, state: &mut State, blocks: Range<u64>) -> Result<()> {
         let mut map = state.map.clone();
         map.add(blocks, self.no_sync);
-        self.store(state, map)
+        self.store(state, map, For::Program)
     }
 
     /// Fills what was made a hole of the first and the last block, where the filesystem's blocks are smaller: a block with a hole in
@@ -407,7 +419,7 @@ impl Partial {
             map.settle(&durable);
         }
         map.add(blocks, self.no_sync);
-        self.store(state, map)
+        self.store(state, map, For::Program)
     }
 
     pub(super) fn encoded(
@@ -424,13 +436,16 @@ impl Partial {
         }
     }
 
-    /// Writes a map to the mark, and takes it for true from then on. Where it does not fit its smallest gaps are filled.
-    pub(super) fn store(&self, state: &mut State, mut map: BlockMap) -> Result<()> {
+    /// Writes a map to the mark, and takes it for true from then on. Where it does not fit its smallest gaps are filled; where not
+    /// even the smallest map does, all of the file, which is whole then.
+    pub(super) fn store(&self, state: &mut State, mut map: BlockMap, whom: For) -> Result<()> {
         loop {
+            let gaps = map.gaps();
+            let smallest = gaps.is_empty() && map.is_durable();
             let record = self.encoded(map.clone(), state.limit, None);
             let limit = self.mark_limit.load(Ordering::Relaxed);
             let size = record.encode().len();
-            let refused = if size > limit {
+            let refused = if size > limit && !smallest {
                 None
             } else {
                 match self.upper.write_partial(&self.file, &record) {
@@ -443,22 +458,34 @@ impl Partial {
                     Err(e) => return Err(e.into()),
                 }
             };
-            let gaps = map.gaps();
-            if gaps.is_empty() && map.is_durable() {
-                return Err(refused.map_or(Error::Errno(libc::ENOSPC), Into::into));
-            }
-            if refused.is_some() {
+            if let Some(e) = refused {
+                if smallest && (whom == For::Background || self.lacks_room_for(state, &map)?) {
+                    return Err(e.into());
+                }
                 self.mark_limit.store(size * 3 / 4, Ordering::Relaxed);
             }
-            // What was written before and is not claimed yet must not be copied over. Few at once, though that is oftener: a
-            // program waits for it, and the smallest eighth of many gaps is but a twentieth of what is in the smaller half.
-            for gap in gaps.iter().take(gaps.len().div_ceil(8)) {
-                self.fill(state, &map, gap.clone())?;
-                map.add(gap.clone(), false);
+            let mut fill = || -> Result<()> {
+                // What was written before and is not claimed yet must not be copied over. Few at once, though that is oftener: a
+                // program waits for it, and the smallest eighth of many gaps is but a twentieth of what is in the smaller half.
+                for gap in gaps.iter().take(gaps.len().div_ceil(8)) {
+                    self.fill(state, &map, gap.clone())?;
+                    map.add(gap.clone(), false);
+                }
+                if smallest {
+                    self.fill_rest(state, &mut map)?;
+                }
+                Ok(())
+            };
+            match whom {
+                For::Program => fill()?,
+                For::Settling | For::Background => self.keeping_attributes(fill)?,
             }
             if !self.no_sync {
                 self.upper.settle_names()?;
                 self.file.sync_data()?;
+            }
+            if smallest {
+                return self.finish(state);
             }
             map.settle(&map.clone());
         }
@@ -492,11 +519,12 @@ impl Partial {
         } else {
             self.file.sync_data()?;
             {
+                let _filling = self.filling.write();
                 let mut state = self.state.write();
                 if !state.done {
                     let mut settled = state.map.clone();
                     settled.settle(&map);
-                    self.store(&mut state, settled)?;
+                    self.store(&mut state, settled, For::Settling)?;
                 }
             }
             self.file.sync_all()?;
@@ -512,13 +540,14 @@ impl Partial {
 }
 
 /// The errors of filesystems for an xattr that does not fit.
-fn is_too_long(e: &io::Error) -> bool {
+pub(super) fn is_too_long(e: &io::Error) -> bool {
     matches!(
         e.raw_os_error(),
         Some(libc::ENOSPC | libc::E2BIG | libc::ERANGE | libc::EDQUOT)
     )
 }
 
+/// Reads; fewer bytes than asked only at the end of the file, which the kernel takes them for.
 fn read_fully(file: &File, buf: &mut [u8], offset: u64) -> Result<usize> {
     let mut done = 0;
     while done < buf.len() {
@@ -530,5 +559,4 @@ fn read_fully(file: &File, buf: &mut [u8], offset: u64) -> Result<usize> {
         }
     }
     Ok(done)
-/// Reads; fewer bytes than asked only at the end of the file, which the kernel takes them for.
 }

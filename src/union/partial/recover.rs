@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::super::error::Result;
-use super::file::{Partial, State};
+use super::file::{For, Partial, State};
 use super::space::seek;
 
 impl Partial {
@@ -33,7 +33,8 @@ impl Partial {
             self.set_broken("the lower file is gone".into());
         } else if lost {
             let map = state.map.clone();
-            self.store(&mut state, map)?;
+            // The registry is held: the file cannot be finished here.
+            self.store(&mut state, map, For::Background)?;
         }
         drop(state);
         // Tells now rather than at the first read where the lower was changed.

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use rustix::fs::FallocateFlags;
 
 use super::super::error::{Error, Result};
-use super::file::{Partial, State};
+use super::file::{For, Partial, State};
 
 impl Partial {
     /// Cuts or extends the file.
@@ -15,7 +15,7 @@ impl Partial {
         self.usable()?;
         self.touch();
         let mut state = self.state.write();
-        self.claim_filled(&mut state)?;
+        self.claim_filled(&mut state, For::Program)?;
         if state.done || size >= state.limit {
             self.fill_last(&mut state, size)?;
             return Ok(self.file.set_len(size)?);
@@ -67,7 +67,7 @@ impl Partial {
             .checked_add(length)
             .ok_or(Error::Errno(libc::EFBIG))?;
         let mut state = self.state.write();
-        self.claim_filled(&mut state)?;
+        self.claim_filled(&mut state, For::Program)?;
         self.fill_last(&mut state, end)?;
         let blocks = self.blocks(offset..end, state.limit);
         let zeroes = !state.done && flags.intersects(zeroes) && !blocks.is_empty();
