@@ -112,12 +112,12 @@ fn tokens_are_fetched_for_what_is_done_and_again_when_they_run_out() {
     );
 }
 
-/// A server that gives every request to `answer`, which gets its path, and that keeps what it was asked: path and
-/// credentials.
-fn listening(
-    answer: impl Fn(&str) -> String + Send + Sync + 'static,
-) -> (Listening, Arc<Mutex<Vec<(String, String)>>>) {
-    let asked: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
+/// What a server was asked: path and credentials of each request.
+type Asked = Arc<Mutex<Vec<(String, String)>>>;
+
+/// A server that gives every request to `answer`, which gets its path, and that keeps what it was asked.
+fn listening(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> (Listening, Asked) {
+    let asked = Asked::default();
     let keep = Arc::clone(&asked);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let serve = move |client: &TcpStream| {
