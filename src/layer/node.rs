@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Stat as RawStat};
+use rustix::io::Errno;
 use smallvec::SmallVec;
 
 use super::SharedName;
@@ -273,9 +274,7 @@ impl PathNode {
                 ResolveFlags::NO_XDEV | ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
             ) {
                 // Before Linux 5.6, or a sandbox that does not know the call.
-                Err(rustix::io::Errno::NOSYS) => {
-                    rustix::fs::openat(parent, name, flags, Mode::empty())?
-                }
+                Err(Errno::NOSYS) => rustix::fs::openat(parent, name, flags, Mode::empty())?,
                 other => other?,
             }
         } else {
@@ -391,7 +390,11 @@ impl PathNode {
         // What stands there by now may be a fifo, which would be waited for.
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(|e| {
-            // Or a whiteout, which cannot be opened: the error is not this node's.
+            // Or a whiteout, which cannot be opened: the error is not this node's, even where the number is, which a filesystem gives
+            // to the next that it makes. No node that answers so by itself is ever opened.
+            if e == Errno::NXIO {
+                return stale();
+            }
             match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) if stat.st_ino != self.ino => stale(),
                 _ => e.into(),
