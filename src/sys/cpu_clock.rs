@@ -4,9 +4,16 @@
 use std::io;
 use std::time::Duration;
 
+/// No process has this number or a larger one (`PID_MAX_LIMIT`). A clock's number has room for 29 bits of it: what does not fit would
+/// come out as another process, or as this one.
+const NO_PROCESS: u32 = 1 << 22;
+
 /// How much processor time all threads of a process have used since it began, those that ended included.
 pub fn used_by(pid: u32) -> io::Result<Duration> {
-    let pid = libc::pid_t::try_from(pid).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
+    let pid = libc::pid_t::try_from(pid)
+        .ok()
+        .filter(|_| pid < NO_PROCESS)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
     let mut clock: libc::clockid_t = 0;
     // SAFETY: the call writes one clock's number to `clock`, which outlives it.
     let error = unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) };
@@ -39,7 +46,8 @@ mod tests {
             sum = std::hint::black_box(sum + 1);
         }
         assert!(used_by(u32::MAX).is_err());
-        // The largest number that a process may have is less.
+        assert!(used_by(NO_PROCESS).is_err());
+        // Cut down to what fits, it would be 0, which stands for the caller.
         assert!(used_by(1 << 30).is_err());
     }
 }
