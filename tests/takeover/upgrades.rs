@@ -24,8 +24,9 @@ const ACETATE: &str = env!("CARGO_BIN_EXE_acetate");
 /// This version, as it stands in the program.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The same program as another build: its version has another last digit wherever it stands.
-fn another_build(scratch: &Path, digit: char) -> (PathBuf, String) {
+/// The same program as another build: its version has another last digit wherever it stands as a text. A compiler that optimises
+/// makes some of so short a text part of an instruction, so that only what `--version` says is sure to be another.
+fn another_build(scratch: &Path, digit: char) -> PathBuf {
     let mut version = VERSION.to_owned();
     assert!(version.pop().is_some_and(|last| last != digit));
     version.push(digit);
@@ -41,7 +42,7 @@ fn another_build(scratch: &Path, digit: char) -> (PathBuf, String) {
     fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
     let said = program::must(Command::new(&path).arg("--version"), LIMIT);
     assert_eq!(said.trim(), format!("acetate {version}"));
-    (path, version)
+    path
 }
 
 fn script(path: &Path, text: &str) -> PathBuf {
@@ -151,11 +152,10 @@ fn nobody_notices_that_another_program_takes_over() {
         });
         for turn in 0..6 {
             let before = rounds.load(Ordering::Relaxed);
-            let (binary, version) = &builds[turn % 2];
+            let binary = &builds[turn % 2];
             let output = upgrade(binary, dir, &[]);
             assert_eq!(output.code, Some(0), "{output:?}: {}", rig.mount.log());
             let now = record(dir);
-            assert_eq!(now["version"].as_str(), Some(&**version));
             assert_eq!(served_by(dir), *binary);
             assert_eq!(now["state"], "mounted");
             nameless.write_all(b"b").unwrap();
