@@ -51,7 +51,11 @@ pub fn view(root: &Path) -> View {
                     Ok(data) => format!("{:?}", String::from_utf8_lossy(&data)),
                     Err(_) => "unreadable file".to_owned(),
                 },
-                libc::S_IFLNK => format!("-> {:?}", fs::read_link(at).unwrap()),
+                libc::S_IFLNK => match fs::read_link(at) {
+                    Ok(target) => format!("-> {target:?}"),
+                    // It may be something else by now, where layers change underneath.
+                    Err(_) => "unreadable link".to_owned(),
+                },
                 kind => format!("{kind:o} {}", found.rdev()),
             },
         };
