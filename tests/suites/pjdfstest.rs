@@ -118,13 +118,3 @@ fn pjdfstest_without_passthrough_fails_no_case_that_kernel_overlayfs_passes() {
         Err(reason) => skip!("{reason}"),
     }
 }
-
-#[test]
-#[ignore = "heavy: needs pjdfstest (cargo install pjdfstest)"]
-fn pjdfstest_under_a_supervisor_fails_no_case_that_kernel_overlayfs_passes() {
-    require!(skip::privileged());
-    match program::find("pjdfstest") {
-        Ok(program) => what_the_kernel_passes_passes(program, "supervise=on"),
-        Err(reason) => skip!("{reason}"),
-    }
-}
