@@ -45,9 +45,10 @@ pub(super) fn read(
     });
 }
 
-fn reply_written(reply: ReplyWrite, written: Result<usize>) {
+/// A count of bytes. Requests ask for fewer than the reply can hold.
+fn reply_written(reply: ReplyWrite, written: Result<impl TryInto<u32>>) {
     match written {
-        Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
+        Ok(written) => reply.written(written.try_into().unwrap_or(u32::MAX)),
         Err(e) => reply.error(errno(&e)),
     }
 }
@@ -114,9 +115,6 @@ pub(super) fn copy(
         let length = length.min(MAX_COPY);
         let copied = union.copy_file_range(from, from_offset, to, to_offset, length);
         drop(turn);
-        match copied {
-            Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
-            Err(e) => reply.error(errno(&e)),
-        }
+        reply_written(reply, copied);
     });
 }
