@@ -17,6 +17,7 @@ use super::format::{MarkNames, OverrideXattr, decode_handle, encode_handle, ino_
 use super::node::PathNode;
 use super::owners::OwnerShift;
 use super::tree::{Tree, TreeOptions, lower_node, to_stat};
+use super::upper::Namespace;
 use super::{Access, Layer, LayerEntry, LayerLookup, Marks, Node, OverlayHandle, RealFile, Stat};
 use crate::sys::handle::{filesystem_uuid, stat_by_handle};
 use crate::sys::mount_clone::read_only_clone;
@@ -31,9 +32,10 @@ pub struct LayerOptions {
     /// Entries named `.wh.` may be whiteouts. False spares looking, for layers that are known to have whiteouts
     /// in the kernel's form alone.
     pub dot_whiteouts: bool,
-    /// Redirects and metacopies count that whoever owns a file may have set (`user.overlay.`). False for a mount with more
-    /// rights than they: it would read them another file. Of no effect on the layers of the store, which have no such marks.
-    pub user_redirects: bool,
+    /// Where the mount that the layer is for has its own marks. [`Namespace::User`]: redirects and metacopies count that
+    /// whoever owns a file may have set (`user.overlay.`). A mount with more rights than they would read them another file. Of
+    /// no effect on the layers of the store, which have no such marks.
+    pub namespace: Namespace,
     /// Owners and modes count that are kept in `user.` xattrs. False for a mount that is not made in a user namespace, where
     /// whoever owns a layer could make programs that run as root; such a layer is refused.
     pub user_owners: bool,
@@ -47,7 +49,7 @@ impl LayerOptions {
         LayerOptions {
             metacopy: false,
             dot_whiteouts: false,
-            user_redirects: true,
+            namespace: Namespace::User,
             user_owners: true,
             owners: None,
         }
@@ -59,7 +61,7 @@ impl Default for LayerOptions {
         LayerOptions {
             metacopy: true,
             dot_whiteouts: true,
-            user_redirects: true,
+            namespace: Namespace::User,
             user_owners: true,
             owners: None,
         }
@@ -180,11 +182,7 @@ impl DirLayer {
                 may_hold_mounts: !protected,
                 noatime_mount: noatime,
                 override_xattr: kept,
-                names: if options.user_redirects {
-                    MarkNames::All
-                } else {
-                    MarkNames::Privileged
-                },
+                names: MarkNames::of_lower(options.namespace),
                 dot_whiteouts: options.dot_whiteouts,
                 metacopy: options.metacopy,
                 owners: options.owners,

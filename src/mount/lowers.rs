@@ -29,18 +29,19 @@ pub(super) fn open(
     cache: &Arc<FdCache>,
 ) -> Result<Vec<Arc<dyn Layer>>, MountError> {
     // Whoever owns a layer has fewer rights than such a mount.
-    let trusted = namespace(options, rights) == Namespace::Trusted;
+    let namespace = namespace(options, rights);
     let mut layers = Vec::with_capacity(places.len());
     for (at, place) in places.iter().enumerate() {
         let stored = unpacked.contains(&at);
         let layer_options = LayerOptions {
             owners: mapped_already(options, &place.path)?,
-            user_owners: !trusted || options.override_stat == OverrideStat::User,
+            user_owners: namespace == Namespace::User
+                || options.override_stat == OverrideStat::User,
             ..if stored || at >= merged {
                 LayerOptions::unpacked()
             } else {
                 LayerOptions {
-                    user_redirects: !trusted,
+                    namespace,
                     ..LayerOptions::default()
                 }
             }

@@ -36,6 +36,14 @@ enum Kind {
 const FUSE_OVERLAYFS_OPAQUE: &[u8] = b"user.fuseoverlayfs.opaque";
 
 impl MarkNames {
+    /// For the lower layers of a mount whose own marks are in `namespace`.
+    pub(in crate::layer) fn of_lower(namespace: Namespace) -> MarkNames {
+        match namespace {
+            Namespace::Trusted => MarkNames::Privileged,
+            Namespace::User => MarkNames::All,
+        }
+    }
+
     fn kind(self, name: &[u8]) -> Option<Kind> {
         if name == FUSE_OVERLAYFS_OPAQUE {
             return Some(Kind::Opaque);
@@ -79,15 +87,11 @@ impl MarkNames {
 
 /// Whether an xattr counts as a mark in the lower layers of a mount whose own marks are in `namespace`, whichever overlay wrote it.
 pub fn is_mark_of_lower(namespace: Namespace, name: &OsStr) -> bool {
-    let names = match namespace {
-        Namespace::Trusted => MarkNames::Privileged,
-        Namespace::User => MarkNames::All,
-    };
     let bytes = name.as_bytes();
     let own = [Namespace::Trusted, Namespace::User]
         .iter()
         .find_map(|&namespace| bytes.strip_prefix(prefix(namespace)));
-    match names.kind(bytes) {
+    match MarkNames::of_lower(namespace).kind(bytes) {
         Some(Kind::Opaque | Kind::Redirect | Kind::Metacopy | Kind::Partial) => true,
         Some(Kind::Origin | Kind::Nlink | Kind::Impure) => false,
         None => own == Some(b"whiteout"),
