@@ -39,6 +39,17 @@ struct Identity {
     apart: bool,
 }
 
+impl Identity {
+    /// A file without an index entry, whose names are one file.
+    fn plain(ino: u64) -> Identity {
+        Identity {
+            ino,
+            indexed: None,
+            apart: false,
+        }
+    }
+}
+
 impl Union {
     /// See [`Union::lookup`].
     pub(crate) fn do_lookup(&self, parent: NodeId, name: &OsStr) -> Result<Lookup> {
@@ -427,45 +438,36 @@ impl Union {
         let lower_ino = resolved
             .lower_stat
             .map(|s| self.stack.ino(s.dev, s.ino, || self.table.dynamic_ino()));
-        let plain = |ino| Identity {
-            ino,
-            indexed: None,
-            apart: false,
-        };
         let Some(upper) = &resolved.upper else {
             let (Some(ino), Some(stat)) = (lower_ino, resolved.lower_stat) else {
                 return Err(Error::Corrupt("a name that is in no layer".into()));
             };
             if stat.is_dir() || stat.nlink <= 1 || self.stack.upper.is_none() {
-                return Ok(plain(ino));
+                return Ok(Identity::plain(ino));
             }
             self.met_links.store(true, Ordering::Relaxed);
             if !self.params.index {
                 return Ok(Identity {
                     apart: true,
-                    ..plain(ino)
+                    ..Identity::plain(ino)
                 });
             }
             return self.identify_linked(resolved, ino, &stat);
         };
         if upper.stat.is_dir() {
-            return Ok(plain(
+            return Ok(Identity::plain(
                 lower_ino.unwrap_or_else(|| self.upper_number(upper.stat.ino)),
             ));
         }
         if let Some(identity) = self.identify_by_origin(upper)? {
             return Ok(identity);
         }
-        Ok(plain(self.upper_number(upper.stat.ino)))
+        Ok(Identity::plain(self.upper_number(upper.stat.ino)))
     }
 
     /// A lower file with several names: the index tells whether it was copied up under another.
     fn identify_linked(&self, resolved: &mut Resolved, ino: u64, stat: &Stat) -> Result<Identity> {
-        let plain = Identity {
-            ino,
-            indexed: None,
-            apart: false,
-        };
+        let plain = Identity::plain(ino);
         let (Some(upper), Some(lower)) = (&self.stack.upper, resolved.lowers.first()) else {
             return Ok(plain);
         };
@@ -499,13 +501,12 @@ impl Union {
             marks,
         });
         Ok(Identity {
-            ino,
             indexed: Some(Indexed {
                 handle,
                 lower_nlink: stat.nlink,
                 nlink,
             }),
-            apart: false,
+            ..plain
         })
     }
 
@@ -535,10 +536,10 @@ impl Union {
                 .and_then(NlinkBase::parse)
                 .unwrap_or(NlinkBase::Lower(0)),
         });
+        let ino = self.stack.ino(dev, real, || self.table.dynamic_ino());
         Ok(Some(Identity {
-            ino: self.stack.ino(dev, real, || self.table.dynamic_ino()),
             indexed,
-            apart: false,
+            ..Identity::plain(ino)
         }))
     }
 
