@@ -13,5 +13,7 @@ mod full;
 mod memory;
 #[path = "limits/panics.rs"]
 mod panics;
+#[path = "limits/served.rs"]
+mod served;
 #[path = "limits/stalls.rs"]
 mod stalls;

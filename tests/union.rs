@@ -28,6 +28,9 @@ mod links;
 mod opens;
 #[path = "union/stress.rs"]
 mod stress;
+#[allow(unreachable_pub)]
+#[path = "common/watched.rs"]
+mod watched;
 
 const ME: Caller = Caller {
     uid: 0,

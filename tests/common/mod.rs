@@ -15,6 +15,7 @@ pub mod skip;
 pub mod stand;
 pub mod terminal;
 pub mod tree;
+pub mod watched;
 
 pub use image::LoopImage;
 pub use limit::Watchdog;

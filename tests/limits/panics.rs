@@ -1,133 +1,33 @@
 //! A panic within one operation: the program that asked is told `EIO`, and everything else goes on.
 
-use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::ops::ControlFlow;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use acetate::fuse::{Access as Who, Connection, Session, Settings};
-use acetate::layer::dir::{DirLayer, LayerOptions};
-use acetate::layer::fdcache::FdCache;
-use acetate::layer::format::OverrideStat;
-use acetate::layer::upper::{AccessTimes, Namespace, Upper, UpperOptions};
-use acetate::layer::{
-    Access, Layer, LayerEntry, LayerLookup, Marks, Node, OverlayHandle, RealFile, Stat,
-};
-use acetate::sys::fusedev;
-use acetate::sys::mount::{FuseMount, MountFlags, mount_fuse, unmount};
-use acetate::union::{Params, Union};
-
 use crate::common::stand::Stand;
+use crate::common::watched::{Method, Watch};
 use crate::common::{Watchdog, skip};
 use crate::require;
+use crate::served::Served;
 
 /// Fewer than there are panics.
 const THREADS: usize = 2;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-enum Method {
-    None,
-    Lookup,
-    Stat,
-    Marks,
-    ReadDir,
-    ReadLink,
-    ListXattr,
-    GetXattr,
-    Open,
-    Handle,
-}
+/// Panics when the layer is next asked for what is armed: a [`Method`], or nothing.
+#[derive(Clone, Debug, Default)]
+struct Panicky(Arc<AtomicU8>);
 
-/// A layer that panics when it is next asked for what was armed.
-#[derive(Debug)]
-struct Panicky {
-    inner: DirLayer,
-    armed: Arc<AtomicU8>,
-}
+const NOTHING: u8 = 0;
 
-impl Panicky {
-    fn meet(&self, method: Method) {
-        let (armed, none) = (method as u8, Method::None as u8);
+impl Watch for Panicky {
+    fn asked(&self, method: Method) {
         let order = Ordering::SeqCst;
-        if self
-            .armed
-            .compare_exchange(armed, none, order, order)
-            .is_ok()
-        {
-            panic!("planned: {method:?}");
-        }
-    }
-}
-
-impl Layer for Panicky {
-    fn root(&self) -> Node {
-        self.inner.root()
-    }
-    fn lookup(&self, dir: &Node, name: &OsStr, xwhiteouts: bool) -> io::Result<LayerLookup> {
-        self.meet(Method::Lookup);
-        self.inner.lookup(dir, name, xwhiteouts)
-    }
-    fn stat(&self, node: &Node) -> io::Result<Stat> {
-        self.meet(Method::Stat);
-        self.inner.stat(node)
-    }
-    fn marks(&self, node: &Node, stat: &Stat) -> io::Result<Marks> {
-        self.meet(Method::Marks);
-        self.inner.marks(node, stat)
-    }
-    fn read_dir(
-        &self,
-        dir: &Node,
-        xwhiteouts: bool,
-        sink: &mut dyn FnMut(LayerEntry<'_>) -> ControlFlow<()>,
-    ) -> io::Result<()> {
-        self.meet(Method::ReadDir);
-        self.inner.read_dir(dir, xwhiteouts, sink)
-    }
-    fn read_link(&self, node: &Node) -> io::Result<OsString> {
-        self.meet(Method::ReadLink);
-        self.inner.read_link(node)
-    }
-    fn list_xattr(&self, node: &Node) -> io::Result<Vec<OsString>> {
-        self.meet(Method::ListXattr);
-        self.inner.list_xattr(node)
-    }
-    fn get_xattr(&self, node: &Node, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
-        self.meet(Method::GetXattr);
-        self.inner.get_xattr(node, name)
-    }
-    fn open(&self, node: &Node, access: Access) -> io::Result<RealFile> {
-        self.meet(Method::Open);
-        self.inner.open(node, access)
-    }
-    fn handle(&self, node: &Node) -> io::Result<Option<OverlayHandle>> {
-        self.meet(Method::Handle);
-        self.inner.handle(node)
-    }
-    fn stat_by_handle(&self, handle: &OverlayHandle) -> io::Result<Option<Stat>> {
-        self.inner.stat_by_handle(handle)
-    }
-    fn ino_of_handle(&self, handle: &OverlayHandle) -> Option<u64> {
-        self.inner.ino_of_handle(handle)
-    }
-    fn is_protected(&self) -> bool {
-        self.inner.is_protected()
-    }
-    fn statfs(&self) -> io::Result<nix::sys::statvfs::Statvfs> {
-        self.inner.statfs()
-    }
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-    fn dev(&self) -> u64 {
-        self.inner.dev()
+        let met = self.0.compare_exchange(method as u8, NOTHING, order, order);
+        assert!(met.is_err(), "planned: {method:?}");
     }
 }
 
@@ -202,53 +102,11 @@ fn a_panic_is_an_error_of_one_operation() {
         let none = rustix::fs::XattrFlags::empty();
         rustix::fs::setxattr(dir.join("file"), "user.a", b"value", none).unwrap();
     }
-    let armed = Arc::new(AtomicU8::new(Method::None as u8));
-    let cache = Arc::new(FdCache::for_this_process());
-    let inner = DirLayer::open(&stand.lower, LayerOptions::default(), cache.clone()).unwrap();
-    let lower = Arc::new(Panicky {
-        inner,
-        armed: armed.clone(),
-    });
-    let options = UpperOptions {
-        namespace: Namespace::Trusted,
-        volatile: false,
-        override_stat: OverrideStat::Off,
-        access_times: AccessTimes::AsBelow,
-    };
-    let upper = Upper::open(&stand.upper, &stand.work, options, cache).unwrap();
-    let union = Union::new(vec![lower], Some(upper), Params::default()).unwrap();
+    let armed = Panicky::default();
     log::set_logger(&LINES).unwrap();
     log::set_max_level(log::LevelFilter::Error);
-    let merged = stand.scratch.dir("merged");
-    let device = fusedev::open().unwrap();
-    let mount = FuseMount {
-        mountpoint: &merged,
-        source: OsStr::new("panics"),
-        flags: MountFlags::empty(),
-        allow_other: true,
-        security: &[],
-    };
-    mount_fuse(device.as_fd(), &mount).unwrap();
-    let info = crate::common::connection::mounted_at(&merged).unwrap();
-    crate::common::connection::register(info.minor);
-    let settings = Settings {
-        passthrough: false,
-        stack_depth: 1,
-        writeback: false,
-        posix_acl: true,
-        no_xattrs: false,
-        threads: THREADS,
-        most_nodes: None,
-    };
-    let union = Arc::new(union);
-    let session = Session::new(
-        union.clone(),
-        Connection::Own(device),
-        Who::AsKernelSays,
-        settings,
-    )
-    .unwrap();
-    let serving = std::thread::spawn(move || session.run());
+    let served = Served::new(&stand, THREADS, armed.clone());
+    let merged = &served.merged;
     let mut wrong = Vec::new();
     for (at, (method, name, operation)) in OPERATIONS.into_iter().enumerate() {
         let dir = merged.join(format!("dir-{at}"));
@@ -260,9 +118,9 @@ fn a_panic_is_an_error_of_one_operation() {
             }
         }
         LINES.0.lock().unwrap().clear();
-        armed.store(method as u8, Ordering::SeqCst);
+        armed.0.store(method as u8, Ordering::SeqCst);
         let result = operation(&dir);
-        let met = armed.swap(Method::None as u8, Ordering::SeqCst) == Method::None as u8;
+        let met = armed.0.swap(NOTHING, Ordering::SeqCst) == NOTHING;
         // The program may be told before the log is.
         let told = format!("panicked and answers EIO: planned: {method:?}");
         let is_told = |line: &String| line.starts_with(name) && line.ends_with(&told);
@@ -280,10 +138,7 @@ fn a_panic_is_an_error_of_one_operation() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(fs::read(merged.join("dir-9/file")).unwrap(), b"datamore");
-    unmount(&merged, false).unwrap();
-    crate::common::connection::unregister(info.minor);
-    serving.join().unwrap().unwrap();
-    drop(union);
+    served.end();
     assert!(
         stand.left_in_work().is_empty(),
         "{:?}",

@@ -1,69 +1,17 @@
 //! Lower files of several names that no index entry keeps together.
 
-use std::ffi::OsString;
-use std::ops::ControlFlow;
-
-use acetate::layer::{Access, LayerEntry, LayerLookup, Marks, Node, OverlayHandle, RealFile, Stat};
-
 use super::*;
+use crate::watched::{Method, Watch, WatchedLayer};
 
 /// A layer on a filesystem without file handles.
 #[derive(Debug)]
-struct WithoutHandles(DirLayer);
+struct WithoutHandles;
 
-impl Layer for WithoutHandles {
-    fn root(&self) -> Node {
-        self.0.root()
-    }
-    fn lookup(&self, dir: &Node, name: &OsStr, xwhiteouts: bool) -> io::Result<LayerLookup> {
-        self.0.lookup(dir, name, xwhiteouts)
-    }
-    fn stat(&self, node: &Node) -> io::Result<Stat> {
-        self.0.stat(node)
-    }
-    fn marks(&self, node: &Node, stat: &Stat) -> io::Result<Marks> {
-        self.0.marks(node, stat)
-    }
-    fn read_dir(
-        &self,
-        dir: &Node,
-        xwhiteouts: bool,
-        sink: &mut dyn FnMut(LayerEntry<'_>) -> ControlFlow<()>,
-    ) -> io::Result<()> {
-        self.0.read_dir(dir, xwhiteouts, sink)
-    }
-    fn read_link(&self, node: &Node) -> io::Result<OsString> {
-        self.0.read_link(node)
-    }
-    fn list_xattr(&self, node: &Node) -> io::Result<Vec<OsString>> {
-        self.0.list_xattr(node)
-    }
-    fn get_xattr(&self, node: &Node, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
-        self.0.get_xattr(node, name)
-    }
-    fn open(&self, node: &Node, access: Access) -> io::Result<RealFile> {
-        self.0.open(node, access)
-    }
-    fn handle(&self, _: &Node) -> io::Result<Option<OverlayHandle>> {
-        Ok(None)
-    }
-    fn stat_by_handle(&self, _: &OverlayHandle) -> io::Result<Option<Stat>> {
-        Ok(None)
-    }
-    fn ino_of_handle(&self, _: &OverlayHandle) -> Option<u64> {
-        None
-    }
-    fn is_protected(&self) -> bool {
-        self.0.is_protected()
-    }
-    fn statfs(&self) -> io::Result<nix::sys::statvfs::Statvfs> {
-        self.0.statfs()
-    }
-    fn describe(&self) -> String {
-        self.0.describe()
-    }
-    fn dev(&self) -> u64 {
-        self.0.dev()
+impl Watch for WithoutHandles {
+    fn asked(&self, _: Method) {}
+
+    fn has_handles(&self) -> bool {
+        false
     }
 }
 
@@ -121,7 +69,12 @@ fn names_of_a_file_are_apart_without_an_index() {
 
 #[test]
 fn names_of_a_file_are_apart_where_the_lower_has_no_handles() {
-    each_name_is_a_file(true, |layer| Arc::new(WithoutHandles(layer)));
+    each_name_is_a_file(true, |inner| {
+        Arc::new(WatchedLayer {
+            inner,
+            watch: WithoutHandles,
+        })
+    });
 }
 
 /// What is told of a layer by another overlay than the one of which it is a lower.
