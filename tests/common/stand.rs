@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Acetate, Mount, Overlay, Scratch};
 
@@ -23,6 +23,21 @@ impl Stand {
             work: scratch.dir("work"),
             scratch,
         }
+    }
+
+    /// Its upper and workdir lie in `dir` from now on, such as a filesystem of their own.
+    pub fn put_changes_on(&mut self, dir: &Path) {
+        for (name, place) in [("upper", &mut self.upper), ("work", &mut self.work)] {
+            *place = dir.join(name);
+            fs::create_dir_all(&*place).unwrap();
+        }
+    }
+
+    /// All of it lies in `dir` from now on.
+    pub fn put_on(&mut self, dir: &Path) {
+        self.lower = dir.join("lower");
+        fs::create_dir_all(&self.lower).unwrap();
+        self.put_changes_on(dir);
     }
 
     pub fn acetate(&self, options: &str) -> Acetate {

@@ -112,14 +112,7 @@ fn the_first_write_into_a_large_file_costs_a_few_blocks() {
         Ok(disks) => disks,
         Err(reason) => crate::skip!("{reason}"),
     };
-    for (name, dir) in [
-        ("lower", &mut stand.lower),
-        ("upper", &mut stand.upper),
-        ("work", &mut stand.work),
-    ] {
-        *dir = disks.dir.join(name);
-        fs::create_dir(&*dir).unwrap();
-    }
+    stand.put_on(&disks.dir);
     let (ku, kw) = (disks.dir.join("ku"), disks.dir.join("kw"));
     for dir in [&ku, &kw] {
         fs::create_dir(dir).unwrap();

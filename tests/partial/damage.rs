@@ -300,10 +300,7 @@ fn a_full_disk_leaves_a_partial_file_valid() {
         Ok(image) => image,
         Err(reason) => crate::skip!("{reason}"),
     };
-    stand.upper = image.path().join("upper");
-    stand.work = image.path().join("work");
-    fs::create_dir(&stand.upper).unwrap();
-    fs::create_dir(&stand.work).unwrap();
+    stand.put_changes_on(image.path());
     let mut model = pattern(3, 48 * MIB);
     fs::write(stand.lower.join("big"), &model).unwrap();
     let mount = stand.acetate("complete=off").mount();
@@ -333,10 +330,7 @@ fn an_upper_on_a_full_disk_is_mounted_again() {
         Ok(image) => image,
         Err(reason) => crate::skip!("{reason}"),
     };
-    stand.upper = image.path().join("upper");
-    stand.work = image.path().join("work");
-    fs::create_dir(&stand.upper).unwrap();
-    fs::create_dir(&stand.work).unwrap();
+    stand.put_changes_on(image.path());
     let mut model = pattern(3, 48 * MIB);
     fs::write(stand.lower.join("big"), &model).unwrap();
     fs::write(stand.lower.join("other"), &model[..4 * MIB]).unwrap();
@@ -418,14 +412,7 @@ fn a_file_with_large_xattrs_is_copied_whole() {
             Ok(image) => image,
             Err(reason) => crate::skip!("{reason}"),
         };
-    for (name, dir) in [
-        ("lower", &mut stand.lower),
-        ("upper", &mut stand.upper),
-        ("work", &mut stand.work),
-    ] {
-        *dir = image.path().join(name);
-        fs::create_dir(&*dir).unwrap();
-    }
+    stand.put_on(image.path());
     let none = rustix::fs::XattrFlags::empty();
     let sizes = [3960, 3900, 3850, 3800, 3700, 3000];
     for size in sizes {
@@ -514,14 +501,7 @@ fn a_file_that_gets_large_xattrs_later_is_copied_whole() {
             Ok(image) => image,
             Err(reason) => crate::skip!("{reason}"),
         };
-    for (name, dir) in [
-        ("lower", &mut stand.lower),
-        ("upper", &mut stand.upper),
-        ("work", &mut stand.work),
-    ] {
-        *dir = image.path().join(name);
-        fs::create_dir(&*dir).unwrap();
-    }
+    stand.put_on(image.path());
     let names = ["written", "completed"];
     for name in names {
         fs::write(stand.lower.join(name), pattern(1, 8 * MIB)).unwrap();

@@ -116,10 +116,7 @@ fn a_killed_program_s_copy_ends_and_leaves_nothing() {
         )
     };
     let image = upper_image.0;
-    stand.upper = image.path().join("upper");
-    stand.work = image.path().join("work");
-    fs::create_dir(&stand.upper).unwrap();
-    fs::create_dir(&stand.work).unwrap();
+    stand.put_changes_on(image.path());
     let model = pattern(1, SIZE);
     for name in ["alone", "meta", "two", "waits"] {
         fs::write(stand.lower.join(name), &model).unwrap();

@@ -200,14 +200,7 @@ fn a_clone_is_made_where_it_can_be() {
                 continue;
             }
         };
-        for (name, dir) in [
-            ("lower", &mut stand.lower),
-            ("upper", &mut stand.upper),
-            ("work", &mut stand.work),
-        ] {
-            *dir = image.path().join(name);
-            fs::create_dir(&*dir).unwrap();
-        }
+        stand.put_on(image.path());
         let model = pattern(6, 8 * MIB);
         for number in 0..5 {
             fs::write(stand.lower.join(number.to_string()), &model).unwrap();

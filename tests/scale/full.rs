@@ -14,15 +14,6 @@ use crate::{require, skip};
 const LARGE: usize = 80 << 20;
 const OWNER: u32 = 54_321;
 
-/// Upper and workdir on a filesystem of their own.
-fn on(image: &LoopImage, mut stand: Stand) -> Stand {
-    stand.upper = image.path().join("upper");
-    stand.work = image.path().join("work");
-    fs::create_dir_all(&stand.upper).unwrap();
-    fs::create_dir_all(&stand.work).unwrap();
-    stand
-}
-
 fn prepared() -> Stand {
     let stand = Stand::new("full");
     fs::create_dir(stand.lower.join("dir")).unwrap();
@@ -85,12 +76,12 @@ fn nothing_changes(stand: &Stand, mount: &Mount, kind: ErrorKind) {
 fn a_full_disk_in_the_middle_of_a_copy_up_changes_nothing() {
     require!(skip::privileged());
     let _limit = Watchdog::new("full disk", Duration::from_secs(120));
-    let stand = prepared();
+    let mut stand = prepared();
     let image = match LoopImage::new(&stand.scratch, "ext4", 64 << 20) {
         Ok(image) => image,
         Err(reason) => skip!("{reason}"),
     };
-    let stand = on(&image, stand);
+    stand.put_changes_on(image.path());
     let mount = stand.acetate("partial=off").mount();
     nothing_changes(&stand, &mount, ErrorKind::StorageFull);
     mount.unmount().unwrap();
@@ -132,7 +123,7 @@ fn a_used_up_quota_in_the_middle_of_a_copy_up_changes_nothing() {
     let _limit = Watchdog::new("quota", Duration::from_secs(200));
     let mut missing = Vec::new();
     for fstype in ["ext4", "btrfs"] {
-        let stand = prepared();
+        let mut stand = prepared();
         let image = match with_quota(&stand, fstype) {
             Ok(image) => image,
             Err(reason) => {
@@ -141,7 +132,7 @@ fn a_used_up_quota_in_the_middle_of_a_copy_up_changes_nothing() {
                 continue;
             }
         };
-        let stand = on(&image, stand);
+        stand.put_changes_on(image.path());
         // Whoever has this capability is above quotas of users.
         let mount = Acetate::new(stand.scratch.join("merged"))
             .lowers(&[&stand.lower])
