@@ -1,101 +1,29 @@
 //! How other processes find a mount: one record per mount in the runtime directory, locked as long as its daemon lives.
 
+mod record;
+
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+pub use record::Record;
+pub(super) use record::{
+    Registration, path_text, record_path, remove, set_daemon, socket_path, take_back,
+};
+
+use self::record::{is_locked, read_record};
 use super::error::MountError;
 use super::runtime;
-use crate::image::ImageOrigin;
 use crate::layer::upper::partial_left;
 use crate::sys::mount::{FS_TYPE, MountEntry, mount_table, mount_table_of, unmount as sys_unmount};
 
 /// How long a daemon may take to end after its mount is gone; discarding a large upper takes its time.
 const END_LIMIT: Duration = Duration::from_secs(120);
-
-/// A path in JSON: a string where it is UTF-8, else its bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-enum PathText {
-    Text(String),
-    Bytes(Vec<u8>),
-}
-
-pub(super) mod path_text {
-    use super::{OsStrExt, OsStringExt, Path, PathBuf, PathText};
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-    use std::ffi::OsString;
-
-    pub(in crate::mount) fn serialize<S: Serializer>(
-        path: &Path,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
-        match path.to_str() {
-            Some(text) => PathText::Text(text.to_owned()),
-            None => PathText::Bytes(path.as_os_str().as_bytes().to_vec()),
-        }
-        .serialize(to)
-    }
-
-    pub(in crate::mount) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<PathBuf, D::Error> {
-        Ok(match PathText::deserialize(from)? {
-            PathText::Text(text) => text.into(),
-            PathText::Bytes(bytes) => OsString::from_vec(bytes).into(),
-        })
-    }
-}
-
-/// What a daemon leaves for others to know.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    /// Names the mount among the others.
-    pub id: String,
-    /// Where it is mounted: absolute, without symlinks.
-    #[serde(with = "path_text")]
-    pub mountpoint: PathBuf,
-    /// The image, or how the mount calls itself.
-    pub source: String,
-    /// The image, where it is one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<ImageOrigin>,
-    /// Topmost first.
-    pub layers: Vec<String>,
-    /// Where changes go.
-    pub upper: Option<String>,
-    /// The workdir beside it.
-    #[serde(default)]
-    pub work: Option<String>,
-    /// The upper is thrown away at unmount.
-    pub private: bool,
-    /// The daemon.
-    pub pid: u32,
-    /// What acts for the daemon outside of its sandbox, in the mount namespace that the mount was made in.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub outside: Option<u32>,
-    /// When it was mounted, in seconds since the epoch.
-    pub since: u64,
-    /// Where the daemon writes its log.
-    pub log: Option<String>,
-    /// The version of the program that serves it. Those that did not tell it are older than 0.2.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub version: Option<String>,
-    /// Where that program lay when it was started.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub binary: Option<String>,
-    /// The daemon is a supervisor: the mount outlives the process that serves it, and can go over to another program.
-    #[serde(default)]
-    pub supervised: bool,
-}
 
 /// What has become of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,127 +37,12 @@ pub enum MountState {
     Dead,
 }
 
-/// A mount that others can find. Dropped, it is not to be found any more.
-#[derive(Debug)]
-pub(super) struct Registration {
-    dir: PathBuf,
-    id: String,
-    /// Locked until the daemon ends.
-    lock: File,
-}
-
-pub(super) fn record_path(dir: &Path, id: &str) -> PathBuf {
-    dir.join(format!("{id}.json"))
-}
-
-pub(super) fn socket_path(dir: &Path, id: &str) -> PathBuf {
-    dir.join(format!("{id}.sock"))
-}
-
-/// Where a record is written.
-fn temporary_path(dir: &Path, id: &str) -> PathBuf {
-    dir.join(format!("{id}.new"))
-}
-
-impl Registration {
-    /// Publishes a record.
-    pub(super) fn new(dir: &Path, record: &Record) -> io::Result<Registration> {
-        let registration = Registration::prepare(dir, record)?;
-        registration.publish()?;
-        Ok(registration)
-    }
-
-    /// Writes a record, to be published later.
-    pub(super) fn prepare(dir: &Path, record: &Record) -> io::Result<Registration> {
-        let temporary = temporary_path(dir, &record.id);
-        let mut file = File::create_new(&temporary)?;
-        // The lock is the file's, whatever its name.
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        file.write_all(&serde_json::to_vec(record)?)?;
-        Ok(Registration {
-            dir: dir.to_owned(),
-            id: record.id.clone(),
-            lock: file,
-        })
-    }
-
-    /// From now on others find it, in place of one that was there.
-    pub(super) fn publish(&self) -> io::Result<()> {
-        fs::rename(
-            temporary_path(&self.dir, &self.id),
-            record_path(&self.dir, &self.id),
-        )
-    }
-
-    /// By what it is held.
-    pub(super) fn lock(&self) -> BorrowedFd<'_> {
-        self.lock.as_fd()
-    }
-}
-
-/// Takes away what was prepared and never published.
-pub(super) fn take_back(dir: &Path, id: &str) {
-    remove(&temporary_path(dir, id));
-}
-
-/// Another process is the daemon of a mount from now on. The record stays locked as long as this process lives.
-pub(super) fn set_daemon(dir: &Path, id: &str, pid: u32) -> io::Result<()> {
-    let (record, _) = read_record(&record_path(dir, id))?;
-    // The one that was made first takes the record away.
-    let record = Record {
-        pid,
-        supervised: false,
-        ..record
-    };
-    std::mem::forget(Registration::new(dir, &record)?);
-    Ok(())
-}
-
-impl Registration {
-    /// Withdraws the record. It stays locked until the last process ends that shares the open files of this one: who waits
-    /// for that, as [`unmount`] does, waits for the supervisor too.
-    pub(super) fn withdraw(self) {
-        remove(&record_path(&self.dir, &self.id));
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        remove(&record_path(&self.dir, &self.id));
-    }
-}
-
-/// Best effort: what stays is swept by the next command.
-pub(super) fn remove(path: &Path) {
-    if let Err(e) = fs::remove_file(path)
-        && e.kind() != io::ErrorKind::NotFound
-    {
-        log::info!("{} is not removed: {e}", path.display());
-    }
-}
-
 /// A record that was found, and where.
 #[derive(Clone, Debug)]
 pub(super) struct Found {
     pub(super) dir: PathBuf,
     pub(super) record: Record,
     pub(super) alive: bool,
-}
-
-fn is_locked(file: &File) -> io::Result<bool> {
-    match rustix::fs::flock(file, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => Ok(false),
-        Err(Errno::WOULDBLOCK) => Ok(true),
-        Err(e) => Err(e.into()),
-    }
-}
-
-fn read_record(path: &Path) -> io::Result<(Record, bool)> {
-    let file = File::open(path)?;
-    let alive = is_locked(&file)?;
-    // Read whole: the parser asks an unbuffered file for each byte.
-    Ok((serde_json::from_reader(io::BufReader::new(file))?, alive))
 }
 
 /// How the id of a mount at this directory begins, so that it is found among many without reading all: a number that stands
@@ -535,42 +348,6 @@ fn ends_within(record: &Path, limit: Duration) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::ffi::OsString;
-
-    fn record(id: &str) -> Record {
-        Record {
-            id: id.into(),
-            mountpoint: PathBuf::from(OsString::from_vec(b"/a/\xff".to_vec())),
-            source: "s".into(),
-            image: None,
-            layers: vec!["/l".into()],
-            upper: None,
-            work: None,
-            private: false,
-            pid: 1,
-            outside: None,
-            since: 2,
-            log: None,
-            version: None,
-            binary: None,
-            supervised: false,
-        }
-    }
-
-    #[test]
-    fn a_record_lives_as_long_as_its_registration() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = record_path(dir.path(), "x");
-        let registration = Registration::new(dir.path(), &record("x")).unwrap();
-        let (read, alive) = read_record(&path).unwrap();
-        assert_eq!(read, record("x"));
-        assert!(alive);
-        let copy = dir.path().join("copy");
-        fs::hard_link(&path, &copy).unwrap();
-        drop(registration);
-        assert!(!path.exists());
-        assert!(!read_record(&copy).unwrap().1);
-    }
 
     #[test]
     fn the_place_of_a_mount_is_that_of_its_path_without_symlinks() {

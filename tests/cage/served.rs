@@ -82,11 +82,33 @@ fn check_walls(pid: u32) {
     }
     let table = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
     assert_eq!(table.lines().count(), 2, "{table}");
+    check_record(pid);
     let root: Vec<_> = fs::read_dir(format!("/proc/{pid}/root"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(root, ["proc"]);
+}
+
+/// What other commands make paths of, with all rights, the process that serves may not write.
+fn check_record(pid: u32) {
+    let mut held = 0;
+    for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        let fd = fd.unwrap();
+        let Ok(path) = fs::read_link(fd.path()) else {
+            continue;
+        };
+        if path.extension().is_none_or(|e| e != "json") {
+            continue;
+        }
+        held += 1;
+        let info = format!("/proc/{pid}/fdinfo/{}", fd.file_name().to_str().unwrap());
+        let info = fs::read_to_string(info).unwrap();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = i32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+        assert_eq!(flags & libc::O_ACCMODE, libc::O_RDONLY, "{path:?}");
+    }
+    assert!(held > 0, "its record is not held");
 }
 
 #[test]
