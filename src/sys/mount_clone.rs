@@ -4,7 +4,10 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
 
 const MOUNT_ATTR_RDONLY: u64 = 0x1;
 const MOUNT_ATTR_NOSUID: u64 = 0x2;
@@ -112,6 +115,25 @@ pub fn writable_clone(dir: BorrowedFd<'_>, times: AccessTimes) -> io::Result<Own
         Err(e) if e.raw_os_error() == Some(libc::EPERM) => Ok(root),
         Err(e) => Err(e),
     }
+}
+
+/// Puts an empty, read-only filesystem over each of these directories, which lie on a detached mount. Whoever comes there by
+/// `..` is in the empty one; the descriptors of the directories themselves stay as they are. Of a kernel before Linux 6.15,
+/// which mounts nothing on what is not attached, an error (`EINVAL`).
+pub fn cover(dirs: &[OwnedFd]) -> io::Result<()> {
+    let filesystem = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&filesystem, "mode", "0000")?;
+    fsconfig_create(&filesystem)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let empty = fsmount(&filesystem, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    for dir in dirs {
+        move_mount(clone_of(empty.as_fd())?, "", dir, "", flags)?;
+    }
+    Ok(())
 }
 
 fn clone_of(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {

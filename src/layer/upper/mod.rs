@@ -139,7 +139,7 @@ pub struct Upper {
     root_fd: Arc<OwnedFd>,
     /// Immutable: the same, locked against other mounts.
     lock: OwnedFd,
-    /// Immutable: the private mount by which both directories are reached.
+    /// Immutable: the root of the private mount by which both directories are reached, where it has to be kept.
     _mount: Option<OwnedFd>,
     /// Immutable: device of the upper directory.
     dev: u64,

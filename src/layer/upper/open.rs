@@ -172,7 +172,7 @@ impl Upper {
         let found = (root_fd.as_fd(), base.as_fd());
         let (root_fd, base, mount) =
             match private::reach((upper, work), found, options.access_times) {
-                Ok(pair) => (pair.upper, pair.work, Some(pair.mount)),
+                Ok(pair) => (pair.upper, pair.work, pair.mount),
                 Err(e) => {
                     log::debug!("no private mount of {}: {e}", upper.display());
                     (root_fd, base, None)
