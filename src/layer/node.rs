@@ -264,22 +264,7 @@ impl PathNode {
     }
 
     fn open_dir_at(&self, parent: &OwnedFd, name: &OsStr) -> io::Result<Arc<OwnedFd>> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = if self.tree.may_hold_mounts() {
-            match rustix::fs::openat2(
-                parent,
-                name,
-                flags,
-                Mode::empty(),
-                ResolveFlags::NO_XDEV | ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
-            ) {
-                // Before Linux 5.6, or a sandbox that does not know the call.
-                Err(Errno::NOSYS) => rustix::fs::openat(parent, name, flags, Mode::empty())?,
-                other => other?,
-            }
-        } else {
-            rustix::fs::openat(parent, name, flags, Mode::empty())?
-        };
+        let fd = self.open_name(parent, name, OFlags::PATH | OFlags::DIRECTORY)?;
         if rustix::fs::fstat(&fd)?.st_ino != self.ino {
             return Err(stale());
         }
@@ -386,10 +371,25 @@ impl PathNode {
         })
     }
 
+    /// Opens a name, which is no symlink's target and no other mount's root: that one's files have numbers of their own, which may
+    /// be the same.
+    fn open_name(&self, dir: &OwnedFd, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if self.tree.may_hold_mounts() {
+            let within = ResolveFlags::NO_XDEV | ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+            match rustix::fs::openat2(dir, name, flags, Mode::empty(), within) {
+                // Before Linux 5.6, or a sandbox that does not know the call.
+                Err(Errno::NOSYS) => {}
+                other => return other,
+            }
+        }
+        rustix::fs::openat(dir, name, flags, Mode::empty())
+    }
+
     fn open_at(&self, dir: &OwnedFd, name: &OsStr, flags: OFlags) -> io::Result<OwnedFd> {
         // What stands there by now may be a fifo, which would be waited for.
-        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        rustix::fs::openat(dir, name, flags, Mode::empty()).map_err(|e| {
+        let flags = flags | OFlags::NONBLOCK;
+        self.open_name(dir, name, flags).map_err(|e| {
             // Or a whiteout, which cannot be opened: the error is not this node's, even where the number is, which a filesystem gives
             // to the next that it makes. No node that answers so by itself is ever opened.
             if e == Errno::NXIO {
@@ -407,12 +407,7 @@ impl PathNode {
         self.reach(|spot| match spot {
             Spot::Held(fd) | Spot::Dir(fd) => Ok(fd.clone()),
             Spot::At(dir, name) => {
-                let fd = rustix::fs::openat(
-                    dir,
-                    OsStr::from_bytes(name),
-                    OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )?;
+                let fd = self.open_name(dir, OsStr::from_bytes(name), OFlags::PATH)?;
                 self.verify(&rustix::fs::fstat(&fd)?)?;
                 Ok(Arc::new(fd))
             }

@@ -311,6 +311,66 @@ fn mounts_in_a_layer_are_not_part_of_it() {
     assert_eq!((seen, later), (Some(1), Some(1)));
 }
 
+/// Where no mount can be cloned, what was mounted on a name is not taken for what the layer has there.
+#[test]
+fn nothing_is_opened_through_a_mount_in_an_unprotected_layer() {
+    if !is_root() {
+        return skip("mounts need root");
+    }
+    let (temp, _) = layer_of(&[("d/f", "x"), ("g", "y"), ("other", "z")]);
+    let root = Arc::new(OwnedFd::from(std::fs::File::open(temp.path()).unwrap()));
+    let ino = rustix::fs::fstat(&root).unwrap().st_ino;
+    let tree = Tree::new(
+        Arc::new(FdCache::new(8)),
+        TreeOptions {
+            may_hold_mounts: true,
+            noatime_mount: false,
+            override_xattr: None,
+            names: MarkNames::of_lower(Namespace::Trusted),
+            dot_whiteouts: true,
+            metacopy: true,
+            owners: None,
+        },
+    );
+    let root = PathNode::root(tree.clone(), root, ino);
+    struct Bound(std::path::PathBuf);
+    impl Drop for Bound {
+        fn drop(&mut self) {
+            let status = Command::new("umount").arg("-l").arg(&self.0).status();
+            assert!(status.unwrap().success());
+        }
+    }
+    let bound = ["d", "g"].map(|name| {
+        let at = temp.path().join(name);
+        let mut mount = Command::new("mount");
+        let status = mount.arg("--bind").args([&at, &at]).status();
+        assert!(status.unwrap().success());
+        Bound(at)
+    });
+    // The same inode is mounted on each name, so that its number does not tell.
+    for name in ["d", "g"] {
+        let LayerLookup::Found(found) = tree.lookup(&root, name.as_ref(), false).unwrap() else {
+            panic!("{name}");
+        };
+        let node = lower_node(&found.node).unwrap();
+        let refused = [
+            node.path_fd().map(drop).unwrap_err(),
+            node.open(OFlags::RDONLY).map(drop).unwrap_err(),
+        ];
+        for e in refused {
+            assert_eq!(e.raw_os_error(), Some(libc::EXDEV), "{name}");
+        }
+    }
+    drop(bound);
+    let LayerLookup::Found(found) = tree.lookup(&root, "g".as_ref(), false).unwrap() else {
+        panic!("g");
+    };
+    lower_node(&found.node)
+        .unwrap()
+        .open(OFlags::RDONLY)
+        .unwrap();
+}
+
 #[test]
 fn refusals_name_the_layer() {
     let temp = tempfile::tempdir().unwrap();
