@@ -23,6 +23,7 @@ use super::resolve::Resolved;
 use super::store::{LayerBytes, Store};
 use super::time;
 use super::tree::{self, Dots};
+use crate::layer::upper::Namespace;
 
 /// What a new image is to be called, and to say of itself.
 #[derive(Clone, Debug, Default)]
@@ -48,6 +49,8 @@ pub struct Commit<'a> {
     pub base: Option<&'a ImageOrigin>,
     /// The writable layer; `None` where nothing can be written.
     pub upper: Option<&'a Path>,
+    /// Where the mount keeps its marks in the writable layer; `None` where that is not known, and marks of either kind count.
+    pub marks: Option<Namespace>,
     /// Where the two are mounted.
     pub merged: &'a Path,
     /// Inode numbers, in the mount, of changed files that no name in the writable layer leads to: hard links whose changed names
@@ -87,7 +90,7 @@ impl Store {
                 let below = below.filter(|tree| tree.is_dir());
                 let (layer, changed) = self.new_layer(|output| {
                     let seen = (what.merged, what.unnamed);
-                    tree::write_changes(upper, seen, below.as_deref(), output)
+                    tree::write_changes((upper, what.marks), seen, below.as_deref(), output)
                         .map(|(_, changed)| changed)
                 })?;
                 changed.then_some(layer)

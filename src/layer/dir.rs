@@ -1,5 +1,6 @@
 //! A layer that is a plain directory tree.
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::ops::ControlFlow;
@@ -13,7 +14,10 @@ use rustix::io::Errno;
 
 use super::error::LayerError;
 use super::fdcache::FdCache;
-use super::format::{MarkNames, OverrideXattr, decode_handle, encode_handle, ino_in_handle};
+use super::format::{
+    MarkNames, OverrideXattr, decode_handle, encode_handle, from_disk, from_store, ino_in_handle,
+    is_mark_of_lower, to_disk, to_store,
+};
 use super::node::PathNode;
 use super::owners::OwnerShift;
 use super::tree::{Tree, TreeOptions, lower_node, to_stat};
@@ -36,6 +40,12 @@ pub struct LayerOptions {
     /// whoever owns a file may have set (`user.overlay.`). A mount with more rights than they would read them another file. Of
     /// no effect on the layers of the store, which have no such marks.
     pub namespace: Namespace,
+    /// The layer is one of the store, where xattrs of the image are kept by other names (see [`to_store`](super::format::to_store)):
+    /// they are told as a mount would write them that has its own marks in this namespace.
+    pub names_for: Option<Namespace>,
+    /// It was the upper of a mount: marks of that namespace alone count, as those of the other one belong to overlays that are
+    /// nested in it.
+    pub was_upper: bool,
     /// Owners and modes count that are kept in `user.` xattrs. False for a mount that is not made in a user namespace, where
     /// whoever owns a layer could make programs that run as root; such a layer is refused.
     pub user_owners: bool,
@@ -50,6 +60,8 @@ impl LayerOptions {
             metacopy: false,
             dot_whiteouts: false,
             namespace: Namespace::User,
+            names_for: None,
+            was_upper: false,
             user_owners: true,
             owners: None,
         }
@@ -62,6 +74,8 @@ impl Default for LayerOptions {
             metacopy: true,
             dot_whiteouts: true,
             namespace: Namespace::User,
+            names_for: None,
+            was_upper: false,
             user_owners: true,
             owners: None,
         }
@@ -83,6 +97,8 @@ pub struct DirLayer {
     dev: u64,
     /// Immutable: reached through a read-only mount clone.
     protected: bool,
+    /// Immutable: see [`LayerOptions::names_for`].
+    names_for: Option<Namespace>,
     /// Set once, when handles are first asked for.
     handles: OnceLock<Handles>,
 }
@@ -182,7 +198,11 @@ impl DirLayer {
                 may_hold_mounts: !protected,
                 noatime_mount: noatime,
                 override_xattr: kept,
-                names: MarkNames::of_lower(options.namespace),
+                names: if options.was_upper {
+                    MarkNames::Own(options.namespace)
+                } else {
+                    MarkNames::of_lower(options.namespace)
+                },
                 dot_whiteouts: options.dot_whiteouts,
                 metacopy: options.metacopy,
                 owners: options.owners,
@@ -196,8 +216,25 @@ impl DirLayer {
             root_fd,
             dev: stat.st_dev as u64,
             protected,
+            names_for: options.names_for,
             handles: OnceLock::new(),
         })
+    }
+
+    /// The name by which an xattr is asked for, from that on disk; `None` where it is a mark.
+    pub(super) fn name_told(&self, found: OsString) -> Option<OsString> {
+        let Some(namespace) = self.names_for else {
+            return Some(found);
+        };
+        Some(to_disk(namespace, &from_store(&found)?)?.into_owned())
+    }
+
+    /// And back; `None` where there is none of that name.
+    pub(super) fn name_found<'a>(&self, told: &'a OsStr) -> Option<Cow<'a, OsStr>> {
+        let Some(namespace) = self.names_for else {
+            return Some(Cow::Borrowed(told));
+        };
+        Some(Cow::Owned(to_store(&*from_disk(namespace, told)?)?))
     }
 
     pub(super) fn tree(&self) -> &Tree {
@@ -260,10 +297,21 @@ impl Layer for DirLayer {
         self.tree.read_link(&*lower_node(node)?)
     }
     fn list_xattr(&self, node: &Node) -> io::Result<Vec<OsString>> {
-        self.tree.list_xattr(&*lower_node(node)?)
+        let names = self.tree.list_xattr(&*lower_node(node)?)?;
+        Ok(names
+            .into_iter()
+            .filter_map(|n| self.name_told(n))
+            .collect())
     }
     fn get_xattr(&self, node: &Node, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
-        self.tree.get_xattr(&*lower_node(node)?, name)
+        match self.name_found(name) {
+            Some(name) => self.tree.get_xattr(&*lower_node(node)?, &name),
+            None => Ok(None),
+        }
+    }
+    fn is_mark(&self, namespace: Namespace, name: &OsStr) -> bool {
+        // None of them is told.
+        self.names_for.is_none() && is_mark_of_lower(namespace, name)
     }
     fn open(&self, node: &Node, access: Access) -> io::Result<RealFile> {
         if access == Access::Write {

@@ -126,6 +126,19 @@ pub fn from_disk(namespace: Namespace, name: &OsStr) -> Option<Cow<'_, OsStr>> {
     }
 }
 
+/// The name under which a layer of the store keeps an xattr of the image. It is escaped whichever the namespace, as the marks of
+/// both count in such a layer. `None`: it is not kept.
+pub fn to_store(name: &OsStr) -> Option<OsString> {
+    let once = to_disk(Namespace::Trusted, name)?;
+    Some(to_disk(Namespace::User, &once)?.into_owned())
+}
+
+/// The name of an xattr of the image, from that in a layer of the store; `None` where it is a mark.
+pub fn from_store(name: &OsStr) -> Option<OsString> {
+    let once = from_disk(Namespace::Trusted, name)?;
+    Some(from_disk(Namespace::User, &once)?.into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,7 +169,12 @@ mod tests {
                 let disk = to_disk(namespace, OsStr::new(name)).unwrap();
                 assert!(!is_private(&disk, namespace), "{name}");
                 assert_eq!(from_disk(namespace, &disk).unwrap(), OsStr::new(name));
+                let stored = to_store(OsStr::new(name)).unwrap();
+                assert!(!is_private(&stored, namespace), "{name}");
+                assert_eq!(from_store(&stored).unwrap(), OsStr::new(name));
             }
+            let mark = [prefix(namespace), b"opaque"].concat();
+            assert_eq!(from_store(OsStr::from_bytes(&mark)), None);
         }
         let disk = to_disk(Namespace::Trusted, OsStr::new("trusted.overlay.opaque")).unwrap();
         assert_eq!(disk, OsStr::new("trusted.overlay.overlay.opaque"));

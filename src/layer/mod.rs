@@ -242,10 +242,16 @@ pub trait Layer: Send + Sync + std::fmt::Debug {
     ) -> io::Result<()>;
     /// The target of a symlink.
     fn read_link(&self, node: &Node) -> io::Result<OsString>;
-    /// Names of all xattrs as they lie on disk, private ones included.
+    /// Names of all xattrs as they lie on disk, private ones included; of a layer of the store, without those, as a mount would
+    /// write them (see [`dir::LayerOptions::names_for`]).
     fn list_xattr(&self, node: &Node) -> io::Result<Vec<OsString>>;
     /// The value of one xattr by its name on disk; `None` when it is absent.
     fn get_xattr(&self, node: &Node, name: &OsStr) -> io::Result<Option<Vec<u8>>>;
+    /// Whether an xattr that was listed tells of this layer, and not of the file, so that no copy of the file is to have it. `namespace`: of the
+    /// upper.
+    fn is_mark(&self, namespace: upper::Namespace, name: &OsStr) -> bool {
+        format::is_mark_of_lower(namespace, name)
+    }
     /// Opens a regular file. Lower layers refuse [`Access::Write`] with `EROFS`.
     fn open(&self, node: &Node, access: Access) -> io::Result<RealFile>;
     /// The node's file handle in the kernel overlay's form; `None` where the filesystem has none.

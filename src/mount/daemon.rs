@@ -21,6 +21,7 @@ use super::private::{self, PrivateUpper};
 use super::state::{self, Record, Registration};
 use super::{runtime, supervised};
 use crate::fuse::{Connection, Session};
+use crate::layer::upper::Namespace;
 use crate::sys::daemon::{
     Forked, Inherited, detach_stdio, fork_daemon, how_it_ended, outlive_starter,
 };
@@ -391,6 +392,8 @@ pub(super) fn record(mounted: &Mounted, served: &Served, outside: &Outside) -> R
             .collect(),
         upper: mounted.parts.upper().map(shown),
         work: mounted.parts.work().map(shown),
+        userxattr: (mounted.upper_layer.as_ref())
+            .map(|upper| upper.options().namespace == Namespace::User),
         private: mounted.private.is_some(),
         pid: std::process::id(),
         outside: outside.process(),

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::error::MountError;
 use super::state::Record;
 use crate::image::{Commit, NewImage, Store, StoredImage};
+use crate::layer::upper::Namespace;
 
 /// Makes an image of what a mount shows: one layer on its image, or, of plain directories, a single layer with all of
 /// it.
@@ -21,6 +22,13 @@ pub fn commit(record: &Record, store: &Store, new: &NewImage) -> Result<StoredIm
     let what = Commit {
         base: record.image.as_ref(),
         upper: record.upper.as_deref().map(Path::new),
+        marks: record.userxattr.map(|user| {
+            if user {
+                Namespace::User
+            } else {
+                Namespace::Trusted
+            }
+        }),
         merged: &record.mountpoint,
         unnamed: &unnamed,
     };

@@ -38,7 +38,10 @@ pub(super) fn open(
             user_owners: namespace == Namespace::User
                 || options.override_stat == OverrideStat::User,
             ..if stored || at >= merged {
-                LayerOptions::unpacked()
+                LayerOptions {
+                    names_for: stored.then_some(namespace),
+                    ..LayerOptions::unpacked()
+                }
             } else {
                 LayerOptions {
                     namespace,

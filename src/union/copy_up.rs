@@ -329,7 +329,7 @@ impl Union {
         for name in layer.list_xattr(node)? {
             // What tells of the layer, in the form of another overlay, would tell of the upper when that is a layer in its turn.
             if format::from_disk(namespace, &name).is_none()
-                || format::is_mark_of_lower(namespace, &name)
+                || layer.is_mark(namespace, &name)
                 || (self.params.noacl && acl::is_acl(&name))
             {
                 continue;

@@ -73,6 +73,81 @@ fn a_mount_is_committed_and_mounted_again() {
     assert_eq!((verified.code, verified.out.as_str()), (Some(0), ""));
 }
 
+fn xattrs(path: &std::path::Path) -> Vec<(String, String)> {
+    use rustix::buffer::spare_capacity;
+    let mut list = Vec::with_capacity(4096);
+    rustix::fs::llistxattr(path, spare_capacity(&mut list)).unwrap();
+    let names = list
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty());
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let mut all: Vec<_> = names
+        .map(|name| {
+            let mut value = Vec::with_capacity(4096);
+            rustix::fs::lgetxattr(path, name, spare_capacity(&mut value)).unwrap();
+            (text(name), text(&value))
+        })
+        .filter(|(name, _)| name != "security.selinux")
+        .collect();
+    all.sort();
+    all
+}
+
+/// What an overlay that a program nests in the mount keeps in `user.` xattrs is the program's, in a layer of the image and in
+/// the upper, and no mark.
+#[test]
+fn marks_of_nested_overlays_are_content() {
+    require!(skip::privileged());
+    let place = place("nested");
+    let set = |path: &std::path::Path, name: &str| {
+        rustix::fs::lsetxattr(path, name, b"y", rustix::fs::XattrFlags::empty()).unwrap();
+    };
+    let root = place.scratch.join("rootfs");
+    for dir in ["old", "new"] {
+        fs::create_dir(root.join(dir)).unwrap();
+        fs::write(root.join(dir).join("below"), "of the image").unwrap();
+    }
+    for name in ["user.overlay.opaque", "user.overlay.x", "user.other"] {
+        set(&root.join("old"), name);
+        set(&root.join("old/below"), name);
+    }
+    let content = xattrs(&root.join("old"));
+    assert_eq!(content.len(), 3);
+    place.ok("import rootfs nested:1");
+    let check = |at: &str| {
+        let at = place.scratch.join(at);
+        for path in ["old", "old/below"] {
+            assert_eq!(xattrs(&at.join(path)), content, "{path} in {at:?}");
+        }
+        for path in ["old/below", "new/below"] {
+            assert_eq!(fs::read_to_string(at.join(path)).unwrap(), "of the image");
+        }
+    };
+    for options in ["", "-o layer_index=off ", "-o userxattr "] {
+        place.ok(&format!("mount {options}nested:1 merged"));
+        let _guard = Guard::at(&place.merged);
+        check("merged");
+        // Copied up, and with what a program adds.
+        fs::write(place.merged.join("old/other"), "x").unwrap();
+        fs::write(place.merged.join("new/other"), "x").unwrap();
+        set(&place.merged.join("old/below"), "user.overlay.x");
+        set(&place.merged.join("new"), "user.overlay.opaque");
+        check("merged");
+        place.ok("commit merged changed:1");
+        place.ok("mount changed:1 other");
+        let _other = Guard::at(&place.scratch.join("other"));
+        check("other");
+        assert_eq!(
+            xattrs(&place.scratch.join("other/new")),
+            [("user.overlay.opaque".to_owned(), "y".to_owned())]
+        );
+        same(&place, "merged", "other");
+        place.ok("umount other");
+        place.ok("umount merged");
+        place.ok("image rm changed:1");
+    }
+}
+
 #[test]
 fn plain_directories_become_an_image_of_one_layer() {
     require!(skip::privileged());

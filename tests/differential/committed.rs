@@ -50,6 +50,7 @@ impl Base {
         let what = Commit {
             base: Some(&self.origin),
             upper: Some(upper),
+            marks: None,
             merged,
             unnamed: &unnamed,
         };

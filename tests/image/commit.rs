@@ -192,6 +192,7 @@ impl Changed {
         Commit {
             base: Some(&self.origin),
             upper: Some(&self.upper),
+            marks: None,
             merged: &self.merged,
             unnamed: &[],
         }
@@ -264,6 +265,7 @@ fn an_image_that_was_forced_away_is_still_committed_on() {
     let what = Commit {
         base: Some(&held.origin),
         upper: Some(&folder),
+        marks: None,
         merged: &folder,
         unnamed: &[],
     };
@@ -294,6 +296,7 @@ fn a_commit_on_an_image_that_is_gone_changes_nothing() {
     let what = Commit {
         base: Some(&origin(&base)),
         upper: Some(&folder),
+        marks: None,
         merged: &folder,
         unnamed: &[],
     };
@@ -473,6 +476,7 @@ fn a_commit_takes_no_longer_for_a_larger_image() {
         let what = Commit {
             base: Some(base),
             upper: Some(upper),
+            marks: None,
             merged,
             unnamed: &[],
         };

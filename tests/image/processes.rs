@@ -36,6 +36,7 @@ fn child_works() {
             let what = Commit {
                 base: Some(&base),
                 upper: Some(&folder),
+                marks: None,
                 merged: &folder,
                 unnamed: &[],
             };

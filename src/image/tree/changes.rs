@@ -30,6 +30,7 @@ use crate::image::error::ImageError;
 use crate::image::unpack::open_beneath;
 use crate::layer::dir::{DirLayer, LayerOptions};
 use crate::layer::fdcache::FdCache;
+use crate::layer::upper::Namespace;
 use crate::layer::{EntryKind, Layer, LayerLookup, Node, Opaque};
 use crate::sys::mount_clone::read_only_clone;
 
@@ -53,15 +54,23 @@ struct Walk<'a, W> {
     dirs: Vec<Dir>,
 }
 
-/// Writes what `upper` changes. `merged`: its mount. `unnamed`: see [`crate::image::Commit::unnamed`]. `below`: the root of the topmost layer under the upper. The
+/// Writes what `upper` changes, where `marks` says which marks are its own: see [`crate::image::Commit::marks`]. `merged`: its mount. `unnamed`: see [`crate::image::Commit::unnamed`]. `below`: the root of the topmost layer under the upper. The
 /// result says whether anything is changed.
 pub(crate) fn write_changes<W: Write>(
-    upper: &Path,
+    (upper, marks): (&Path, Option<Namespace>),
     (merged, unnamed): (&Path, &[u64]),
     below: Option<&Path>,
     output: W,
 ) -> Result<(W, bool), ImageError> {
-    let layer = open_layer(upper)?;
+    let options = match marks {
+        Some(namespace) => LayerOptions {
+            namespace,
+            was_upper: true,
+            ..LayerOptions::default()
+        },
+        None => LayerOptions::default(),
+    };
+    let layer = open_layer(upper, options)?;
     let root = seen_root(merged)?;
     let mut emitter = Emitter::new(output, Xattrs::AsSeen);
     let stat = stat_at(root.as_fd(), b"").map_err(ImageError::io("look at", merged))?;
@@ -80,9 +89,9 @@ pub(crate) fn write_changes<W: Write>(
     Ok((emitter.finish()?, changed))
 }
 
-fn open_layer(path: &Path) -> Result<DirLayer, ImageError> {
+fn open_layer(path: &Path, options: LayerOptions) -> Result<DirLayer, ImageError> {
     let cache = Arc::new(FdCache::for_this_process());
-    DirLayer::open(path, LayerOptions::default(), cache)
+    DirLayer::open(path, options, cache)
         .map_err(|e| ImageError::io("open", path)(std::io::Error::other(e.to_string())))
 }
 
@@ -259,7 +268,7 @@ fn root_differs(seen: BorrowedFd<'_>, below: Option<&Path>) -> Result<bool, Imag
     let Some(below) = below else {
         return Ok(false);
     };
-    let layer = open_layer(below)?;
+    let layer = open_layer(below, LayerOptions::default())?;
     let failed = || ImageError::io::<std::io::Error>("look at", below);
     let before = layer.stat(&layer.root()).map_err(failed())?;
     let now = stat_at(seen, b"").map_err(ImageError::io("look at", shown(b"")))?;

@@ -15,8 +15,7 @@ use super::writer::{Extent, Kind, TarWriter};
 use crate::image::compress::CHUNK;
 use crate::image::error::ImageError;
 use crate::layer::Stat;
-use crate::layer::format::from_disk;
-use crate::layer::upper::Namespace;
+use crate::layer::format::from_store;
 use crate::sys::xattr::{self, Target};
 
 /// Holes of fewer bytes than this are written as zeros: readers of plain files are the more common ones.
@@ -265,7 +264,7 @@ pub(super) fn xattrs_of(
         }
         let name = match which {
             Xattrs::AsSeen => Some(on_disk.clone()),
-            Xattrs::AsStored => as_seen(&on_disk),
+            Xattrs::AsStored => from_store(&on_disk),
         };
         let Some(name) = name else { continue };
         if let Some(value) = xattr::get(target, &on_disk).map_err(failed())? {
@@ -274,12 +273,6 @@ pub(super) fn xattrs_of(
     }
     found.sort();
     Ok(found)
-}
-
-/// The name that a union shows for an attribute on disk; `None` for one of its own.
-fn as_seen(on_disk: &OsStr) -> Option<std::ffi::OsString> {
-    let once = from_disk(Namespace::Trusted, on_disk)?;
-    Some(from_disk(Namespace::User, &once)?.into_owned())
 }
 
 /// Where a file has data. Where holes cannot be asked for, all of it is data.

@@ -1,6 +1,6 @@
 //! Owners, modes, times and extended attributes of what was written.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -13,6 +13,7 @@ use super::place;
 use crate::image::error::ImageError;
 use crate::image::tarball::{Entry, Kind};
 use crate::layer::Timestamp;
+use crate::layer::format::to_store;
 
 impl Extractor<'_> {
     /// Owner, attributes, mode and times, in this order: a change of owner clears suid bits and capabilities.
@@ -31,12 +32,11 @@ impl Extractor<'_> {
             self.owned(owner, path)?;
         }
         for (name, value) in &entry.xattrs {
-            let Some(name) = xattr_name(name) else {
+            let Some(name) = self.xattr_name(name, path) else {
                 continue;
             };
-            let set =
-                rustix::fs::fsetxattr(file, OsStr::from_bytes(&name), value, XattrFlags::empty());
-            self.xattr_set(set, &name, path)?;
+            let set = rustix::fs::fsetxattr(file, &*name, value, XattrFlags::empty());
+            self.xattr_set(set, name.as_bytes(), path)?;
         }
         if self.ownership == Ownership::Record {
             let value = override_stat(entry);
@@ -133,18 +133,32 @@ impl Extractor<'_> {
     ) -> Result<(), ImageError> {
         let through = place::through_proc(dir, name);
         for (name, value) in &entry.xattrs {
-            let Some(name) = xattr_name(name) else {
+            let Some(name) = self.xattr_name(name, path) else {
                 continue;
             };
             let set = rustix::fs::lsetxattr(
                 OsStr::from_bytes(&through),
-                OsStr::from_bytes(&name),
+                &*name,
                 value,
                 XattrFlags::empty(),
             );
-            self.xattr_set(set, &name, path)?;
+            self.xattr_set(set, name.as_bytes(), path)?;
         }
         Ok(())
+    }
+
+    /// The name under which an xattr of a layer is stored; `None` for one that is not.
+    fn xattr_name(&mut self, name: &[u8], path: &[u8]) -> Option<OsString> {
+        // Owners and modes are kept by such names, and whatever else containers/storage may keep one day.
+        if name.starts_with(b"user.containers.") || name.starts_with(b"user.fuseoverlayfs.") {
+            return None;
+        }
+        let stored = to_store(OsStr::from_bytes(name));
+        if stored.is_none() {
+            // Too long once it is escaped.
+            list(&mut self.info.xattrs, || lost(path, name));
+        }
+        stored
     }
 
     fn owned(&mut self, changed: Result<(), Errno>, path: &[u8]) -> Result<(), ImageError> {
@@ -184,19 +198,6 @@ const OVERRIDE_STAT: &str = "user.containers.override_stat";
 
 fn override_stat(entry: &Entry) -> String {
     format!("{}:{}:0{:o}", entry.uid, entry.gid, entry.mode)
-}
-
-/// The name under which an xattr of a layer is stored; `None` for one that is not.
-fn xattr_name(name: &[u8]) -> Option<Vec<u8>> {
-    for private in [&b"trusted.overlay."[..], b"user.overlay."] {
-        if name.starts_with(private) {
-            return Some([private, b"overlay.", &name[private.len()..]].concat());
-        }
-    }
-    if name.starts_with(b"user.fuseoverlayfs.") || name.starts_with(b"user.containers.") {
-        return None;
-    }
-    Some(name.to_vec())
 }
 
 /// The form of the opaque mark that this process may write here.

@@ -48,6 +48,7 @@ use super::dir::DirLayer;
 use super::format::OverrideXattr;
 use super::node::PathNode;
 use super::tree::to_stat;
+use super::upper::Namespace;
 use super::{
     Access, EntryKind, Found, Layer, LayerEntry, LayerLookup, Marks, Node, OverlayHandle, RealFile,
     Stat,
@@ -381,28 +382,38 @@ impl Layer for PackedLayer {
     fn list_xattr(&self, node: &Node) -> io::Result<Vec<OsString>> {
         let record = self.record(node)?;
         record::xattrs(self.index.blob(record.xattrs)?)
-            .map(|xattr| match xattr {
-                Some((name, _)) => Ok(OsStr::from_bytes(name).to_owned()),
-                None => Err(damaged("xattrs that are cut off")),
+            .filter_map(|xattr| match xattr {
+                Some((name, _)) => {
+                    let name = OsStr::from_bytes(name).to_owned();
+                    self.plain.name_told(name).map(Ok)
+                }
+                None => Some(Err(damaged("xattrs that are cut off"))),
             })
             .collect()
     }
 
     fn get_xattr(&self, node: &Node, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
         let record = self.record(node)?;
+        let Some(stored) = self.plain.name_found(name) else {
+            return Ok(None);
+        };
         for xattr in record::xattrs(self.index.blob(record.xattrs)?) {
             match xattr {
-                Some((found, value)) if found == name.as_bytes() => {
+                Some((found, value)) if found == stored.as_bytes() => {
                     return Ok(Some(value.to_vec()));
                 }
                 Some(_) => {}
                 None => return Err(damaged("xattrs that are cut off")),
             }
         }
-        if is_listed(name, &record.stat, self.index.identity().options) {
+        if is_listed(&stored, &record.stat, self.index.identity().options) {
             return Ok(None);
         }
         self.plain.get_xattr(&self.plain_node(node)?, name)
+    }
+
+    fn is_mark(&self, namespace: Namespace, name: &OsStr) -> bool {
+        self.plain.is_mark(namespace, name)
     }
 
     fn open(&self, node: &Node, access: Access) -> io::Result<RealFile> {

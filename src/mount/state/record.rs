@@ -71,6 +71,9 @@ pub struct Record {
     /// The workdir beside it.
     #[serde(default)]
     pub work: Option<String>,
+    /// Its marks lie in `user.` xattrs of the upper. Those that did not tell it are older than 0.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub userxattr: Option<bool>,
     /// The upper is thrown away at unmount.
     pub private: bool,
     /// The daemon.
@@ -236,6 +239,7 @@ mod tests {
             layers: vec!["/l".into()],
             upper: None,
             work: None,
+            userxattr: None,
             private: false,
             pid: 1,
             outside: None,
