@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::CliError;
 use crate::mount::{self, Background, MountOptions, MountRequest, OptionError, Source};
-use crate::sys::mount::MountFlags;
+use crate::sys::mount::{MountFlags, in_initial_user_namespace};
 
 /// Mounts an image or layers, and returns when the mount answers
 #[derive(Args, Debug)]
@@ -24,7 +24,7 @@ pub(super) struct MountArgs {
     /// An empty directory on the filesystem of --upper
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
-    /// Mount options, separated by commas
+    /// Mount options, separated by commas. Images are mounted with nosuid and nodev, unless `suid` or `dev` stand here
     #[arg(short, value_name = "OPTIONS")]
     options: Vec<OsString>,
     /// Refuse every change
@@ -64,7 +64,10 @@ impl MountArgs {
         let log = self.log.clone();
         #[cfg(feature = "registry")]
         let (policy, reach) = (self.pull, self.reach.clone());
-        let request = self.request(root)?;
+        let mut request = self.request(root)?;
+        if in_initial_user_namespace() {
+            keep_rights_from_images(&mut request);
+        }
         #[cfg(feature = "registry")]
         if let Source::Image(image) = &request.source {
             let store = crate::image::Store::open(&request.root)?;
@@ -140,6 +143,16 @@ impl MountArgs {
     }
 }
 
+/// Whoever makes an image would make programs that run as root for every user of the machine who gets at the mountpoint: unlike
+/// the roots of containers, which lie where nobody else comes, that is a place of the caller's choice. So suid programs, file
+/// capabilities and device nodes of an image count where they are asked for. In a user namespace they give no rights outside.
+fn keep_rights_from_images(request: &mut MountRequest) {
+    if matches!(request.source, Source::Image(_)) {
+        let options = &mut request.options;
+        options.flags |= (MountFlags::NOSUID | MountFlags::NODEV) - options.refused_flags;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{Cli, Command};
@@ -170,6 +183,30 @@ mod tests {
         assert_eq!(layers.mountpoint, PathBuf::from("m"));
         let options = request(&["-o", "lowerdir=a:b,volatile", "m"]).unwrap();
         assert_eq!(options.options.lowers.len(), 2);
+    }
+
+    #[test]
+    fn an_image_gives_rights_where_they_are_asked_for() {
+        let both = MountFlags::NOSUID | MountFlags::NODEV;
+        for (words, expected) in [
+            (vec!["a.tar", "m"], both),
+            (
+                vec!["-o", "noatime", "a.tar", "m"],
+                both | MountFlags::NOATIME,
+            ),
+            (vec!["-o", "suid", "a.tar", "m"], MountFlags::NODEV),
+            (vec!["-o", "dev", "a.tar", "m"], MountFlags::NOSUID),
+            (vec!["-o", "suid,dev", "a.tar", "m"], MountFlags::empty()),
+            (
+                vec!["-o", "suid,nosuid,dev", "a.tar", "m"],
+                MountFlags::NOSUID,
+            ),
+            (vec!["--lower", "a", "m"], MountFlags::empty()),
+        ] {
+            let mut request = request(&words).unwrap();
+            keep_rights_from_images(&mut request);
+            assert_eq!(request.options.flags, expected, "{words:?}");
+        }
     }
 
     #[test]

@@ -43,6 +43,9 @@ pub struct MountOptions {
     /// `ro`, `nosuid` and the other flags of `mount(2)`.
     #[serde(with = "flag_bits")]
     pub flags: MountFlags,
+    /// Flags of those that were refused by name, as `suid` refuses `nosuid`, and so are not to be set by default.
+    #[serde(skip, default = "MountFlags::empty")]
+    pub refused_flags: MountFlags,
     /// `fsname`.
     pub fsname: Option<OsString>,
     /// `context` and its like, as the kernel takes them.
@@ -158,6 +161,7 @@ impl Default for MountOptions {
             upper: None,
             work: None,
             flags: MountFlags::empty(),
+            refused_flags: MountFlags::empty(),
             fsname: None,
             security: Vec::new(),
             allow_other: false,
@@ -250,8 +254,14 @@ impl MountOptions {
             "static_nlink" => self.static_nlink = true,
             "debug" => self.debug = true,
             _ => match flag(name) {
-                Some(Flag::Set(flag)) => self.flags |= flag,
-                Some(Flag::Clear(flag)) => self.flags -= flag,
+                Some(Flag::Set(flag)) => {
+                    self.flags |= flag;
+                    self.refused_flags -= flag;
+                }
+                Some(Flag::Clear(flag)) => {
+                    self.flags -= flag;
+                    self.refused_flags |= flag;
+                }
                 Some(Flag::Nothing) => {}
                 None if name.starts_with("x-") || name.starts_with("X-") => {}
                 None => return Err(unknown(name)),

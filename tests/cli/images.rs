@@ -1,10 +1,12 @@
 //! `acetate image` and its relatives, for people and with `--json`.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use crate::common::connection::mounted_at;
 use crate::common::{Tree, TreeOptions, skip};
 use crate::require;
-use crate::run::{Guard, Place};
+use crate::run::{Guard, Place, Said};
 
 /// A place with an image `base:1` and an empty directory `other`.
 fn place(name: &str) -> Place {
@@ -145,6 +147,31 @@ fn marks_of_nested_overlays_are_content() {
         place.ok("umount other");
         place.ok("umount merged");
         place.ok("image rm changed:1");
+    }
+}
+
+/// A program of an image runs with its owner's rights for a user of the machine where root asked for it alone.
+#[test]
+fn a_suid_program_of_an_image_makes_nobody_root() {
+    require!(skip::privileged());
+    let place = place("suid");
+    let program = place.scratch.join("rootfs/bin/id");
+    fs::copy("/usr/bin/id", &program).unwrap();
+    fs::set_permissions(&program, PermissionsExt::from_mode(0o4755)).unwrap();
+    place.ok("import rootfs suid:1");
+    for (options, user) in [("", "2000"), ("-o suid ", "0"), ("-o dev ", "2000")] {
+        place.ok(&format!("mount {options}suid:1 merged"));
+        let guard = Guard::at(&place.merged);
+        let mode = fs::metadata(place.merged.join("bin/id")).unwrap().mode();
+        assert_eq!(mode & 0o7777, 0o4755);
+        let mut run = place.program("setpriv");
+        run.args(["--reuid", "2000", "--clear-groups", "merged/bin/id", "-u"]);
+        let said = Said::from(run.output().unwrap());
+        assert_eq!(said.out.trim(), user, "{options}: {}", said.err);
+        let flags = mounted_at(&place.merged).unwrap().options;
+        let nodev = flags.split(',').any(|flag| flag == "nodev");
+        assert_eq!(nodev, !options.contains("dev"), "{flags}");
+        drop(guard);
     }
 }
 
