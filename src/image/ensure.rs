@@ -63,10 +63,19 @@ impl Store {
         layers: &[NeededLayer],
         keep: Keep,
     ) -> Result<LayerGuard, ImageError> {
+        // The same tree may come by several blobs, compressed in different ways: where blobs are kept, each is checked.
+        let key = |layer: &NeededLayer| {
+            let blob = layer.source.blob.as_ref();
+            let blob = blob.filter(|_| keep == Keep::TreeAndBlob);
+            (
+                layer.source.diff_id.to_string(),
+                blob.map(Digest::to_string),
+            )
+        };
         let mut seen = HashSet::new();
         let distinct: Vec<&NeededLayer> = layers
             .iter()
-            .filter(|layer| seen.insert(layer.source.diff_id.to_string()))
+            .filter(|layer| seen.insert(key(layer)))
             .collect();
         // Ready layers take a lock and a look each: not worth a thread.
         let mut locks: Vec<Option<Lock>> = Vec::new();

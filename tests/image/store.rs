@@ -143,6 +143,48 @@ fn a_manifest_cannot_join_a_blob_with_another_layers_diff_id() {
     bench.clean();
 }
 
+/// One tree in two blobs of one image, as where it was pushed by programs that compress in different ways.
+#[test]
+fn each_blob_of_one_diff_id_is_kept_and_checked() {
+    let bench = Bench::new();
+    let [one, other] = [b"one", b"two"].map(|data| Tar::new().file("a", data).finish());
+    let image = |second: &[u8]| {
+        let mut files = BTreeMap::new();
+        let config = config(&[one.clone(), one.clone()], arch());
+        let config = blob(
+            &mut files,
+            "application/vnd.oci.image.config.v1+json",
+            &config,
+        );
+        let gzip = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let layers = [pack(&one, Packing::Gzip), second.to_vec()]
+            .map(|bytes| blob(&mut files, gzip, &bytes));
+        let manifest = serde_json::json!({"schemaVersion": 2, "config": config, "layers": layers});
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        let manifest = blob(&mut files, media_type, manifest.to_string().as_bytes());
+        oci_index(&mut files, vec![manifest]);
+        let path = bench.path("image.tar");
+        std::fs::write(&path, tar_of(&files)).unwrap();
+        bench.store.load(path.as_os_str(), None)
+    };
+    // In a store that has neither, and in one that has the tree.
+    for _ in 0..2 {
+        let error = image(&pack(&other, Packing::Gzip)).unwrap_err().to_string();
+        assert!(
+            error.contains("wrong digest of the uncompressed"),
+            "{error}"
+        );
+        assert_eq!(bench.store.images().unwrap().len(), 0);
+    }
+    let loaded = image(&pack(&one, Packing::GzipMembers)).unwrap();
+    assert_eq!(loaded[0].manifest.layers().len(), 2);
+    for layer in loaded[0].manifest.layers() {
+        let place = format!("store/blobs/sha256/{}", layer.digest().digest());
+        assert!(bench.path(&place).exists(), "{place}");
+    }
+    bench.clean();
+}
+
 #[test]
 fn names_are_like_hard_links() {
     let bench = Bench::new();
