@@ -61,6 +61,21 @@ pub enum UpperError {
     /// Another mount holds it.
     #[error("the {} {} is in use by another mount: unmount that first", .0, .1.display())]
     InUse(&'static str, PathBuf),
+    /// A process of another user holds a lock on it: a mount of theirs, or anybody who may open the directory.
+    #[error("the {what} {} is in use: process {process} of user {user} has locked it: end that process, and keep others out by the mode of a directory above", .path.display())]
+    Locked {
+        /// `upper directory` or `workdir`.
+        what: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// Who holds the lock.
+        process: u32,
+        /// Whose process that is.
+        user: u32,
+    },
+    /// Another directory stands there than a moment ago.
+    #[error("the {} {} was replaced by another directory meanwhile", .0, .1.display())]
+    Replaced(&'static str, PathBuf),
     /// The filesystem stores none of the xattrs that private marks need.
     #[error("the filesystem of the upper directory {} stores no {} extended attributes: put the upper on one that does (ext4, xfs, btrfs, tmpfs)", .0.display(), .1)]
     NoXattrs(PathBuf, &'static str),

@@ -45,6 +45,16 @@ fn id(found: &Metadata) -> (u64, u64) {
 }
 
 impl Place {
+    /// Finds a directory that was found before: `id` are its device and inode number.
+    pub(super) fn find_again(role: Role, path: &Path, id: (u64, u64)) -> Result<Place, MountError> {
+        let place = Place::find(role, path)?;
+        if place.id == id {
+            Ok(place)
+        } else {
+            Err(UpperError::Replaced(role.name(), path.to_owned()).into())
+        }
+    }
+
     /// Finds a directory.
     pub(super) fn find(role: Role, path: &Path) -> Result<Place, MountError> {
         let found = fs::metadata(path).and_then(|found| Ok((found, path.canonicalize()?)));

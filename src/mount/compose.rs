@@ -213,21 +213,22 @@ fn compose_within(
     let layers = lowers::open(&lowers, merged, &unpacked, (options, rights), &cache)?;
     let mut private = None;
     if uppers.is_empty() && request.private_upper && !options.read_only() {
-        let (upper, work) = match &request.keep {
+        match &request.keep {
             Some(keep) => {
-                private::pair(keep, &topmost.path)
+                let (upper, work) = private::pair(keep, &topmost.path)
                     .map_err(|e| MountError::Path("the directory of --keep", keep.clone(), e))?;
-                (keep.join("upper"), keep.join("work"))
+                // Whoever owns the directory may put others there at any time.
+                uppers.push(Place::find_again(Role::Upper, &keep.join("upper"), upper)?);
+                uppers.push(Place::find_again(Role::Work, &keep.join("work"), work)?);
             }
             None => {
                 let made = PrivateUpper::create(&request.root, id, &topmost.path)?;
-                let paths = (made.upper(), made.work());
+                let found = Place::find(Role::Upper, &made.upper())
+                    .and_then(|upper| Ok([upper, Place::find(Role::Work, &made.work())?]));
                 private = Some(made);
-                paths
+                uppers.extend(found?);
             }
-        };
-        uppers.push(Place::find(Role::Upper, &upper)?);
-        uppers.push(Place::find(Role::Work, &work)?);
+        }
     }
     let done = || -> Result<_, MountError> {
         checks::apart(&[lowers.clone(), uppers.clone()].concat())?;
@@ -337,11 +338,11 @@ pub(super) fn resume(
     let upper_layer = match &parts.uppers[..] {
         [upper, work] if !as_trial => {
             let upper_options = upper_options(options, rights, private);
-            Some(Upper::open_held(
-                &upper.path,
-                &work.path,
+            Some(Upper::open_found(
+                [(&upper.path, upper.id), (&work.path, work.id)],
                 upper_options,
                 cache.clone(),
+                true,
             )?)
         }
         _ => None,
@@ -435,15 +436,15 @@ fn open_upper(
     let begin = Instant::now();
     let mut limit = LET_GO;
     loop {
-        let opened = Upper::open(
-            &upper.path,
-            &work.path,
+        let opened = Upper::open_found(
+            [(&upper.path, upper.id), (&work.path, work.id)],
             upper_options.clone(),
             cache.clone(),
+            false,
         );
         match opened {
             // umount(2) does not wait for the daemon, and an engine mounts again right after it.
-            Err(UpperError::InUse(..)) if begin.elapsed() < limit => {
+            Err(UpperError::InUse(..) | UpperError::Locked { .. }) if begin.elapsed() < limit => {
                 // It may still be completing what was copied up by blocks.
                 match ask_to_yield(&work.path) {
                     Ok(true) => limit = limit.max(LEAVE_OFF),
@@ -452,7 +453,9 @@ fn open_upper(
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
-            Err(UpperError::InUse(..)) if limit < ON_ITS_WAY && state::is_let_go(&upper.path)? => {
+            Err(UpperError::InUse(..) | UpperError::Locked { .. })
+                if limit < ON_ITS_WAY && state::is_let_go(&upper.path)? =>
+            {
                 limit = ON_ITS_WAY;
             }
             opened => return Ok(Some(opened?)),

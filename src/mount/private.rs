@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{Dir, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::error::MountError;
@@ -97,38 +97,62 @@ impl PrivateUpper {
     }
 }
 
-/// Makes `upper` and `work` in a directory, or takes those that are there. A new upper looks as the layer below it:
-/// its root's attributes are those of the merged root.
-pub(super) fn pair(dir: &Path, topmost: &Path) -> io::Result<()> {
+/// Makes `upper` and `work` in a directory, or takes those that are there, and tells which they are: device and inode number of
+/// each. A new upper looks as the layer below it: its root's attributes are those of the merged root.
+pub(super) fn pair(dir: &Path, topmost: &Path) -> io::Result<((u64, u64), (u64, u64))> {
     make(dir)?;
     let place = rustix::fs::open(dir, DIRECTORY, Mode::empty())?;
     make_in(&place, "work")?;
-    if make_in(&place, "upper")? {
-        dress(&place, "upper", topmost)?;
-    }
-    Ok(())
+    let work = open_in(&place, "work")?;
+    let upper = if make_in(&place, "upper")? {
+        dress(&place, "upper", topmost)?
+    } else {
+        open_in(&place, "upper")?
+    };
+    Ok((identity(&upper)?, identity(&work)?))
 }
 
-/// Makes a directory; false where there is one. The place may belong to a user for whom root mounts: a symlink of
-/// theirs would say into which of root's directories to write.
+fn identity(dir: &OwnedFd) -> io::Result<(u64, u64)> {
+    let found = rustix::fs::fstat(dir)?;
+    Ok((found.st_dev, found.st_ino))
+}
+
+/// Makes a directory; false where something is there.
 fn make_in(place: &OwnedFd, name: &str) -> io::Result<bool> {
     match rustix::fs::mkdirat(place, name, Mode::RWXU) {
-        Ok(()) => return Ok(true),
-        Err(Errno::EXIST) => {}
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Opens a directory, or what a symlink of the user's own leads to. The place may belong to a user for whom root mounts: a
+/// symlink of theirs would say into which of root's directories to write.
+fn open_in(place: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::openat(place, name, flags | OFlags::NOFOLLOW, Mode::empty()) {
+        Ok(dir) => return Ok(dir),
+        Err(Errno::NOTDIR | Errno::LOOP) => {}
         Err(e) => return Err(e.into()),
     }
-    let found = rustix::fs::statat(place, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    let is_link = FileType::from_raw_mode(found.st_mode) == FileType::Symlink;
-    if is_link && found.st_uid != rustix::process::geteuid().as_raw() {
+    // By its descriptor, as it may be replaced at any time.
+    let link = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let link = rustix::fs::openat(place, name, link, Mode::empty())?;
+    let found = rustix::fs::fstat(&link)?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::Symlink {
+        return Err(Errno::NOTDIR.into());
+    }
+    if found.st_uid != rustix::process::geteuid().as_raw() {
         let why = format!("{name} is a symlink of another user's");
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     }
-    Ok(false)
+    let target = rustix::fs::readlinkat(&link, "", Vec::new())?;
+    Ok(rustix::fs::openat(place, target, flags, Mode::empty())?)
 }
 
-/// Gives a directory that was just made the attributes of `topmost`. By descriptor, and only to one that can be the
-/// one: whoever owns the place may have put another there, or a symlink.
-fn dress(place: &OwnedFd, name: &str, topmost: &Path) -> io::Result<()> {
+/// Gives a directory that was just made the attributes of `topmost`, and returns it. By descriptor, and only to one that can be
+/// the one: whoever owns the place may have put another there, or a symlink.
+fn dress(place: &OwnedFd, name: &str, topmost: &Path) -> io::Result<OwnedFd> {
     let new = rustix::fs::openat(place, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
     let found = rustix::fs::fstat(&new)?;
     let entries = Dir::read_from(&new)?;
@@ -156,7 +180,8 @@ fn dress(place: &OwnedFd, name: &str, topmost: &Path) -> io::Result<()> {
     }
     let new = File::from(new);
     new.set_permissions(Permissions::from_mode(below.mode() & 0o7777))?;
-    new.set_times(fs::FileTimes::new().set_modified(below.modified()?))
+    new.set_times(fs::FileTimes::new().set_modified(below.modified()?))?;
+    Ok(new.into())
 }
 
 /// Held while a directory is made or swept, so that nothing half made is swept.
@@ -298,7 +323,12 @@ mod tests {
         // A link of the user's own is taken; one of another user's would lead anywhere.
         fs::remove_dir(keep.join("upper")).unwrap();
         std::os::unix::fs::symlink(at("secret"), keep.join("upper")).unwrap();
-        pair(&keep, &at("topmost")).unwrap();
+        let (upper, work) = pair(&keep, &at("topmost")).unwrap();
+        let id = |path: &Path| {
+            let found = fs::metadata(path).unwrap();
+            (found.dev(), found.ino())
+        };
+        assert_eq!((upper, work), (id(&at("secret")), id(&keep.join("work"))));
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::lchown(keep.join("upper"), Some(1), Some(1)).unwrap();
             pair(&keep, &at("topmost")).unwrap_err();

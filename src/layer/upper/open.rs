@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -77,18 +78,62 @@ impl Place<'_> {
     fn lock(&self, fd: &OwnedFd) -> Result<(), UpperError> {
         match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(()),
-            Err(Errno::WOULDBLOCK) => Err(UpperError::InUse(self.what, self.owned())),
+            Err(Errno::WOULDBLOCK) => Err(match strangers_lock(fd) {
+                Some((process, user)) => UpperError::Locked {
+                    what: self.what,
+                    path: self.owned(),
+                    process,
+                    user,
+                },
+                None => UpperError::InUse(self.what, self.owned()),
+            }),
             Err(e) => Err(self.io(e)),
+        }
+    }
+
+    /// Refuses another directory than the one that was found there before.
+    fn check_identity(&self, fd: &OwnedFd, expected: Identity) -> Result<(), UpperError> {
+        if identity(fd).map_err(|e| self.io(e))? == expected {
+            Ok(())
+        } else {
+            Err(UpperError::Replaced(self.what, self.owned()))
         }
     }
 }
 
+/// Device and inode number of a directory.
+type Identity = (u64, u64);
+
+fn identity(fd: &OwnedFd) -> io::Result<Identity> {
+    let stat = rustix::fs::fstat(fd)?;
+    Ok((stat.st_dev as u64, stat.st_ino as u64))
+}
+
+/// The process that locks a directory and its user, where that one is neither the user of this process nor root. Whoever may
+/// open a directory may lock it, and is not to be taken for a mount that one could look for.
+fn strangers_lock(fd: &OwnedFd) -> Option<(u32, u32)> {
+    let (dev, ino) = identity(fd).ok()?;
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let process = holder_in(&locks, dev, ino)?;
+    let user = std::fs::metadata(format!("/proc/{process}")).ok()?.uid();
+    let ours = [0, rustix::process::geteuid().as_raw()];
+    (!ours.contains(&user)).then_some((process, user))
+}
+
+/// The process that `/proc/locks` tells for a `flock` of this file; none where it is not to be seen from here.
+fn holder_in(locks: &str, dev: u64, ino: u64) -> Option<u32> {
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    let file = format!("{major:02x}:{minor:02x}:{ino}");
+    locks.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let (kind, process, found) = (words.next()?, words.nth(2)?, words.next()?);
+        let process: u32 = process.parse().ok()?;
+        (kind == "FLOCK" && found == file && process > 0).then_some(process)
+    })
+}
+
 /// Whether `inner` is `outer` or lies below it.
 fn lies_in(inner: &OwnedFd, outer: &OwnedFd) -> io::Result<bool> {
-    let identity = |fd: &OwnedFd| -> io::Result<(u64, u64)> {
-        let stat = rustix::fs::fstat(fd)?;
-        Ok((stat.st_dev as u64, stat.st_ino as u64))
-    };
     let sought = identity(outer)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut at = rustix::fs::openat(inner, ".", flags, Mode::empty())?;
@@ -135,22 +180,27 @@ impl Upper {
         options: UpperOptions,
         cache: Arc<FdCache>,
     ) -> Result<Arc<Upper>, UpperError> {
-        Upper::open_as((upper, work), options, cache, false)
+        Upper::open_as((upper, work), None, options, cache, false)
     }
 
-    /// The same for a mount that goes on: both directories are held already, by descriptors that this process was given (see
+    /// The same where both were found before: upper and workdir, each with its device and inode number. What has been put in the
+    /// place of one of them since is refused, before anything in it is touched.
+    ///
+    /// `held`: for a mount that goes on. Both are held already, by descriptors that this process was given (see
     /// [`Upper::locks`]), and whoever changed them before has died.
-    pub fn open_held(
-        upper: &Path,
-        work: &Path,
+    pub fn open_found(
+        [(upper, upper_id), (work, work_id)]: [(&Path, (u64, u64)); 2],
         options: UpperOptions,
         cache: Arc<FdCache>,
+        held: bool,
     ) -> Result<Arc<Upper>, UpperError> {
-        Upper::open_as((upper, work), options, cache, true)
+        let found = Some([upper_id, work_id]);
+        Upper::open_as((upper, work), found, options, cache, held)
     }
 
     fn open_as(
         (upper, work): (&Path, &Path),
+        expected: Option<[Identity; 2]>,
         options: UpperOptions,
         cache: Arc<FdCache>,
         held: bool,
@@ -168,6 +218,10 @@ impl Upper {
         }
         let root_fd = up.open()?;
         let base = wk.open()?;
+        if let Some([upper_id, work_id]) = expected {
+            up.check_identity(&root_fd, upper_id)?;
+            wk.check_identity(&base, work_id)?;
+        }
         check_pair(&up, &root_fd, &wk, &base)?;
         let found = (root_fd.as_fd(), base.as_fd());
         let (root_fd, base, mount) =
@@ -183,7 +237,7 @@ impl Upper {
         let lock = rustix::fs::openat(&root_fd, ".", flags, Mode::empty()).map_err(|e| up.io(e))?;
         for taken in [up.lock(&lock), wk.lock(&base)] {
             match taken {
-                Err(UpperError::InUse(..)) if held => {}
+                Err(UpperError::InUse(..) | UpperError::Locked { .. }) if held => {}
                 taken => taken?,
             }
         }

@@ -95,6 +95,84 @@ fn one_mount_at_a_time() {
     drop(node);
 }
 
+/// Whoever may open the directory may lock it: it is said who does, as no mount would be found.
+#[test]
+fn who_holds_the_lock_is_named() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::{Duration, Instant};
+    if !is_root() {
+        return skip("another user's process takes root");
+    }
+    let temp = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(temp.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let upper = temp.path().join("u");
+    for dir in [&upper, &temp.path().join("w")] {
+        std::fs::create_dir(dir).unwrap();
+    }
+    let mut stranger = std::process::Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
+        .args(["flock", "--no-fork"])
+        .arg(&upper)
+        .args(["sleep", "100"])
+        .spawn()
+        .unwrap();
+    let begin = Instant::now();
+    let error = loop {
+        match open(temp.path(), "u", "w") {
+            Err(e) => break Some(e),
+            Ok(_) if begin.elapsed() > Duration::from_secs(60) => break None,
+            Ok(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    let process = stranger.id();
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    let error = error.expect("it is never locked");
+    match &error {
+        UpperError::Locked {
+            what,
+            process: p,
+            user,
+            ..
+        } => assert_eq!((*what, *p, *user), ("upper directory", process, 65534)),
+        other => panic!("{other}"),
+    }
+    drop(open(temp.path(), "u", "w").unwrap());
+}
+
+#[test]
+fn what_was_put_in_the_place_of_either_is_not_touched() {
+    use std::os::unix::fs::MetadataExt;
+    let temp = tempfile::tempdir().unwrap();
+    let at = |name: &str| temp.path().join(name);
+    for dir in ["u", "w/work/left", "other/work/left"] {
+        std::fs::create_dir_all(at(dir)).unwrap();
+    }
+    let id = |name: &str| {
+        let found = std::fs::metadata(at(name)).unwrap();
+        (found.dev(), found.ino())
+    };
+    let (upper, work) = (id("u"), id("w"));
+    let open = |upper_name: &str, work_name: &str| {
+        let cache = Arc::new(FdCache::new(8));
+        let found = [(&*at(upper_name), upper), (&*at(work_name), work)];
+        Upper::open_found(found, options(Namespace::User), cache, false)
+    };
+    let before = names(temp.path());
+    for (names, what) in [
+        (("other", "w"), "upper directory"),
+        (("u", "other"), "workdir"),
+    ] {
+        match open(names.0, names.1).unwrap_err() {
+            UpperError::Replaced(found, _) => assert_eq!(found, what),
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!(names(temp.path()), before);
+    drop(open("u", "w").unwrap());
+    assert!(!at("w/work/left").exists());
+}
+
 #[test]
 fn another_filesystem_is_refused() {
     let temp = tempfile::tempdir().unwrap();
