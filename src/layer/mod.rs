@@ -147,6 +147,8 @@ pub struct Marks {
     /// With `metacopy`: some of the file's blocks are here after all, as this says (see
     /// [`format::PartialRecord`]). Without it a remainder that says nothing.
     pub partial: Option<Vec<u8>>,
+    /// Attributes are to be put back that the copying of data changed (see [`upper::Mark::Kept`]).
+    pub kept: bool,
 }
 
 /// A file handle in the form the kernel's overlayfs stores (`struct ovl_fb`: version, magic, length,

@@ -332,7 +332,7 @@ impl Union {
             let node = upper.adopt_pinned(worker::adopt(fd), real)?;
             let stat = upper.stat(&node)?;
             let marks = upper.marks(&node, &stat)?;
-            let resolved = Resolved {
+            let mut resolved = Resolved {
                 metacopy: marks.metacopy,
                 upper: Some(ResolvedUpper {
                     node: node.clone(),
@@ -342,6 +342,7 @@ impl Union {
                 lowers: lowers.clone(),
                 lower_stat: None,
             };
+            self.restore_copied(&mut resolved)?;
             let partial = self.attach_partial(&resolved)?;
             state.metacopy = resolved.metacopy && partial.is_none();
             state.set_partial(partial);

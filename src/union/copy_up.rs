@@ -38,6 +38,7 @@ use super::cause::Cause;
 use super::copy_data::{Copied, Pace, copy_data};
 use super::error::{Error, Result};
 use super::inode::{Indexed, Inode, LowerRef, NlinkBase, State, UpperPart};
+use super::partial::Begun;
 use super::types::NodeId;
 use super::{Union, acl, stats};
 use crate::layer::format;
@@ -75,6 +76,14 @@ impl Copy {
                 Copy::Data | Copy::Whole | Copy::NoData => false,
             }
     }
+}
+
+/// What a metacopy file was given.
+enum Brought {
+    /// All of its data.
+    All(Copied),
+    /// A map of its blocks, of which none is there yet.
+    Blocks(Begun),
 }
 
 /// Whether the data is found by this redirect, whatever name the file has.
@@ -483,44 +492,39 @@ impl Union {
             .upper()
             .ok_or_else(|| Error::Corrupt("metacopy without an upper part".into()))?;
         let stat = upper.stat(&part.node)?;
-        // A capability is taken away by writing, which is not a program's here; so it is by a clone, which the copy by blocks tries.
-        let capability = OsString::from("security.capability");
-        let caps = upper.get_xattr(&part.node, &capability)?;
         let target = upper.open(&part.node, crate::layer::Access::Write)?;
         let file = target.as_file().ok_or(Error::Errno(libc::EIO))?;
         let source = match how {
             Copy::NoData => None,
             _ => Some(self.open_data(inode)?),
         };
-        if let Some(source) = &source
-            && let Some(partial) = self.convert_metacopy(inode, &part, &stat, source)?
-        {
-            stats::add(&self.stats.copy_up_partial, 1);
-            return Ok(self.switch_data(inode, |state| {
-                state.metacopy = false;
-                state.set_partial(Some(partial));
-            }));
-        }
-        let copied = match &source {
-            None => {
+        // Writing takes capabilities away, which is not a program's here; so does a clone, which the copy by blocks tries.
+        let copying = self.begin_copying(&part, file)?;
+        let copied = copying.around((upper, file), || {
+            let Some(source) = &source else {
                 file.set_len(0)?;
-                Ok(Copied::default())
+                return Ok(Brought::All(Copied::default()));
+            };
+            if let Some(begun) = self.convert_metacopy(inode, &part, &stat, source)? {
+                return Ok(Brought::Blocks(begun));
             }
-            Some(source) => copy_data(source, file, stat.size, self.pace(&cause)),
+            let copied = copy_data(source, file, stat.size, self.pace(&cause));
+            if copied.is_err() {
+                give_back(file, stat.size);
+            }
+            Ok(Brought::All(copied?))
+        })?;
+        let copied = match copied {
+            Brought::All(copied) => copied,
+            Brought::Blocks(begun) => {
+                let partial = begun.keep();
+                stats::add(&self.stats.copy_up_partial, 1);
+                return Ok(self.switch_data(inode, |state| {
+                    state.metacopy = false;
+                    state.set_partial(Some(partial));
+                }));
+            }
         };
-        if copied.is_err() {
-            give_back(file, stat.size);
-        }
-        if let Some(caps) = caps {
-            upper.set_xattr(&part.node, &capability, &caps, 0)?;
-        }
-        upper.chmod(&part.node, stat.mode & 0o7777)?;
-        upper.set_times(
-            &part.node,
-            Some(TimeSet::At(stat.atime)),
-            Some(TimeSet::At(stat.mtime)),
-        )?;
-        let copied = copied?;
         if self.must_sync(upper, &copied) {
             upper.sync_copy(file)?;
         }

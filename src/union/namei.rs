@@ -285,6 +285,7 @@ impl Union {
     ) -> Result<Option<(Arc<Inode>, Option<Stat>)>> {
         let named_in_upper = resolved.upper.is_some();
         let identity = self.identify(&mut resolved)?;
+        self.restore_copied(&mut resolved)?;
         let mut partial = None;
         if let Some(upper) = &resolved.upper
             && upper.marks.partial.is_some()
@@ -568,11 +569,12 @@ impl Union {
 
     /// Attributes of the part that counts, as they lie on disk.
     pub(crate) fn stat(&self, inode: &Inode) -> Result<Stat> {
-        let (upper, lower) = {
+        let (upper, lower, metacopy) = {
             let state = inode.state.read();
             (
                 state.upper.as_deref().cloned(),
                 state.lowers.first().cloned(),
+                state.metacopy,
             )
         };
         match (upper, lower) {
@@ -582,6 +584,7 @@ impl Union {
                     let upper = self.upper()?;
                     Ok(partial.beside_fill(|| upper.stat(&part.node))?)
                 }
+                None if metacopy => self.stat_settled(inode, &part),
                 None => Ok(self.upper()?.stat(&part.node)?),
             },
             (None, Some(lower)) => Ok(self.stack.lower(&lower).stat(&lower.node)?),

@@ -11,7 +11,7 @@ use super::cause::Cause;
 use super::copy_up::Copy;
 use super::error::{Error, Result};
 use super::inode::{Inode, UpperPart};
-use super::partial::Partial;
+use super::partial::{CAPABILITY, Partial};
 use super::types::{Caller, NodeId};
 use crate::layer::upper::{Namespace, Upper};
 use crate::layer::{Layer, format};
@@ -48,6 +48,7 @@ impl Union {
         let inode = self.node(node)?;
         let disk = self.disk_name(name)?;
         let (layer, at) = self.top(&inode)?;
+        let data_below = inode.state.read().metacopy;
         let get = |partial: Option<Arc<Partial>>| match partial {
             // Filling blocks takes a file's capabilities away for a moment.
             Some(partial) if partial.is_own_xattr(&disk)? => Ok(None),
@@ -57,6 +58,9 @@ impl Union {
         let mut value = get(inode.partial());
         if matches!(value, Ok(Some(_))) && self.may_be_shadow(&disk) {
             value = get_settled(&inode, get);
+        }
+        if matches!(value, Ok(None)) && data_below && name == CAPABILITY {
+            value = self.capability_settled(&inode, || get(inode.partial()));
         }
         let value = value?;
         value.ok_or(Error::Errno(libc::ENODATA))
@@ -98,7 +102,7 @@ impl Union {
         self.copy_up(&inode, Copy::Meta, cause)?;
         let upper = self.upper()?;
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
-        if name == "security.capability"
+        if name == CAPABILITY
             && let Some(notify) = self.notify.get()
         {
             // What a program wrote before would take them away when the kernel passes it on.
@@ -131,7 +135,7 @@ impl Union {
         let inode = self.node(node)?;
         self.writable()?;
         let disk = self.disk_name(name)?;
-        if name == "security.capability" && !self.may_kill_capability(caller, &inode)? {
+        if name == CAPABILITY && !self.may_kill_capability(caller, &inode)? {
             return Err(Error::Errno(libc::EPERM));
         }
         let (layer, at) = self.top(&inode)?;

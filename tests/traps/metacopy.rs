@@ -5,6 +5,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::process::{Resource, Rlimit};
+
 use crate::common::{Acetate, Overlay, Scratch, Watchdog, skip};
 use crate::require;
 use crate::rig::{Rig, open};
@@ -175,4 +178,85 @@ fn data_only_layers_give_data_alone() {
     );
     assert_eq!(fs::read(first.join("objects/a")).unwrap(), b"in the first");
     mount.unmount().unwrap();
+}
+
+/// Data copied up alone, after the attributes, is no change of the file, however it ends.
+#[test]
+fn a_copy_of_data_that_is_cut_off_leaves_attributes_as_they_were() {
+    require!(skip::privileged());
+    let capability = {
+        let mut value = [0; 20];
+        value[..4].copy_from_slice(&0x0200_0001_u32.to_le_bytes());
+        value[5] = 0x20;
+        value
+    };
+    let read = |path: &Path| {
+        let mut value = [0; 64];
+        let found = rustix::fs::getxattr(path, "security.capability", &mut value);
+        found.map(|length| value[..length].to_vec())
+    };
+    let mut rig = Rig::new("metacopy-cut", "metacopy=on,partial=off", |lower| {
+        fs::write(lower.join("file"), vec![7; 16 << 20]).unwrap();
+        let flags = rustix::fs::XattrFlags::empty();
+        let file = lower.join("file");
+        rustix::fs::setxattr(&file, "security.capability", &capability, flags).unwrap();
+    });
+    let path = rig.at("file");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let before = fs::metadata(&path).unwrap().mtime();
+    assert_eq!(before, crate::rig::OLD);
+    // In the midst of the copy the kernel ends the daemon.
+    let pid = rustix::process::Pid::from_raw(rig.mount.pid().unwrap() as i32);
+    for (what, most) in [(Resource::Core, 0), (Resource::Fsize, 5 << 20)] {
+        let most = Rlimit {
+            current: Some(most),
+            maximum: Some(most),
+        };
+        rustix::process::prlimit(pid, what, most).unwrap();
+    }
+    open(&path, libc::O_RDWR).unwrap_err();
+    rig.mount.kill();
+    let upper = rig.upper.join("file");
+    assert!(
+        fs::metadata(&upper).unwrap().blocks() > 0,
+        "nothing was copied"
+    );
+    // Nothing less would say that it was cut off, and the next mount is to copy again.
+    let mut value = [0; 64];
+    rustix::fs::getxattr(&upper, "trusted.overlay.metacopy", &mut value).unwrap();
+    drop(rig.mount);
+    let mount = Acetate::new(rig.scratch.join("merged"))
+        .lowers(&[&rig.lower])
+        .upper(&rig.upper, &rig.scratch.join("work"))
+        .options("metacopy=on,partial=off")
+        .mount();
+    let path = mount.join("file");
+    let check = |what: &str| {
+        // Not what the kernel remembers.
+        let told = statx(CWD, &path, AtFlags::STATX_FORCE_SYNC, StatxFlags::MTIME).unwrap();
+        assert_eq!(told.stx_mtime.tv_sec, before, "{what}");
+        assert_eq!(read(&path).unwrap(), capability, "{what}");
+    };
+    check("mounted again");
+    // Nor is there a moment without them while the copy runs.
+    let copying = std::sync::atomic::AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while copying.load(std::sync::atomic::Ordering::Acquire) {
+                check("while the data is copied");
+            }
+        });
+        let opened = open(&path, libc::O_RDWR);
+        copying.store(false, std::sync::atomic::Ordering::Release);
+        opened.unwrap();
+    });
+    check("with its data");
+    assert_eq!(fs::read(&path).unwrap(), vec![7; 16 << 20]);
+    mount.unmount().unwrap();
+    let names = crate::common::tree::xattrs(&upper).unwrap();
+    let left: Vec<_> = names
+        .keys()
+        .filter(|name| *name != "security.capability" && *name != "trusted.overlay.origin")
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
 }

@@ -31,6 +31,7 @@ enum Kind {
     Nlink,
     Impure,
     Partial,
+    Kept,
 }
 
 const FUSE_OVERLAYFS_OPAQUE: &[u8] = b"user.fuseoverlayfs.opaque";
@@ -64,6 +65,7 @@ impl MarkNames {
             b"nlink" => Kind::Nlink,
             b"impure" => Kind::Impure,
             b"acetate.partial" => Kind::Partial,
+            b"acetate.kept" => Kind::Kept,
             _ => return None,
         })
     }
@@ -92,7 +94,7 @@ pub fn is_mark_of_lower(namespace: Namespace, name: &OsStr) -> bool {
         .iter()
         .find_map(|&namespace| bytes.strip_prefix(prefix(namespace)));
     match MarkNames::of_lower(namespace).kind(bytes) {
-        Some(Kind::Opaque | Kind::Redirect | Kind::Metacopy | Kind::Partial) => true,
+        Some(Kind::Opaque | Kind::Redirect | Kind::Metacopy | Kind::Partial | Kind::Kept) => true,
         Some(Kind::Origin | Kind::Nlink | Kind::Impure) => false,
         None => own == Some(b"whiteout"),
     }
@@ -128,7 +130,7 @@ pub(in crate::layer) fn read_marks(target: Target<'_>, names: MarkNames) -> io::
     let mut marks = Marks::default();
     for (kind, name) in found {
         let is_lower = !matches!(names, MarkNames::Own(_));
-        if is_lower && matches!(kind, Kind::Origin | Kind::Nlink | Kind::Impure) {
+        if is_lower && matches!(kind, Kind::Origin | Kind::Nlink | Kind::Impure | Kind::Kept) {
             // They tell of the layer's time as an upper, under other layers.
             continue;
         }
@@ -177,6 +179,7 @@ fn decode(marks: &mut Marks, kind: Kind, name: &OsStr, value: Vec<u8>) -> io::Re
         Kind::Nlink => marks.nlink = String::from_utf8(value).ok(),
         Kind::Impure => marks.impure = value.as_slice() == b"y",
         Kind::Partial => marks.partial = Some(value),
+        Kind::Kept => marks.kept = true,
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! - `file`: one such file, its map and its data;
 //! - `space`: its size and its holes;
 //! - `complete`: copying the rest, after which it is an ordinary file of the upper;
-//! - `kept`: what the copying leaves as it is;
+//! - `kept`: what the copying leaves as it is, of metacopy files too;
 //! - `recover`: what counts of it after its daemon or the machine died;
 //! - here: which files there are, how they come to be and how they are found again.
 //!
@@ -28,6 +28,7 @@ use std::time::Duration;
 
 pub(crate) use complete::{Completion, Pace};
 pub(crate) use file::Partial;
+pub(crate) use kept::CAPABILITY;
 
 use super::copy_up::is_no_room;
 use super::error::{Error, Result};
@@ -52,6 +53,9 @@ pub(crate) struct Registry {
     /// By inode number in the upper. Held while a file's marks are read or removed, so that no file is known twice and none
     /// after it is whole; nothing else is taken meanwhile.
     pub(super) files: Mutex<HashMap<u64, Arc<Partial>>>,
+    /// By inode number in the upper: what the metacopy files are to have whose data is being copied. Held while what such a copy
+    /// left is put back.
+    copying: Mutex<HashMap<u64, Arc<kept::Kept>>>,
 }
 
 /// A partial file in the making, forgotten again unless it is published.
@@ -190,7 +194,7 @@ impl Union {
         part: &UpperPart,
         stat: &Stat,
         source: &RealFile,
-    ) -> Result<Option<Arc<Partial>>> {
+    ) -> Result<Option<Begun>> {
         if !self.wants_partial(stat.size) {
             return Ok(None);
         }
@@ -204,7 +208,7 @@ impl Union {
             .write_partial(&file, &begun.partial.record)
             .and_then(|()| upper.hide_partial(&file));
         match marked {
-            Ok(()) => Ok(Some(begun.keep())),
+            Ok(()) => Ok(Some(begun)),
             Err(e) => {
                 upper.set_mark(&part.node, &Mark::Partial(None))?;
                 // The program's xattrs leave no room for ours.
