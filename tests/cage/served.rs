@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::common::program::must;
-use crate::common::{Acetate, Stand, Watchdog, connection, skip};
+use crate::common::{Acetate, Stand, Watchdog, connection, daemon, skip};
 use crate::require;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -120,7 +120,7 @@ fn the_process_that_serves_shows_its_walls() {
     let mount = stand.acetate("").daemon().mount();
     let record = record(mount.path());
     let (pid, outside) = (number(&record, "pid"), number(&record, "outside"));
-    check_walls(pid);
+    check_walls(daemon::serving(pid));
     // The process outside holds nothing of it.
     // It may be sweeping old logs at the moment.
     let begin = Instant::now();
@@ -258,11 +258,7 @@ fn neither_process_outlives_the_other_for_nothing() {
     let mut mount = stand.acetate("").daemon().mount();
     assert_eq!(fs::read(mount.join("file")).unwrap(), b"changed");
     let second = record(mount.path());
-    kill(
-        Pid::from_raw(number(&second, "pid") as i32),
-        Signal::SIGKILL,
-    )
-    .unwrap();
+    daemon::kill_for_good(number(&second, "pid"));
     wait_for_end(number(&second, "outside"));
     mount.kill();
 }

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod connection;
+pub mod daemon;
 pub mod image;
 pub mod limit;
 pub mod mount;

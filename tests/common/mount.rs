@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
-use super::connection;
+use super::{connection, daemon};
 
 /// How long a mount may take to answer, and an unmount to end.
 pub const LIMIT: Duration = Duration::from_secs(90);
@@ -342,8 +342,13 @@ impl Mount {
         self.fuse
     }
 
-    /// Process id of the daemon where it runs in the foreground.
+    /// Process id of the one that serves the mount, where its daemon runs in the foreground.
     pub fn pid(&self) -> Option<u32> {
+        self.started().map(daemon::serving)
+    }
+
+    /// Process id of the daemon that was started in the foreground, which may have another serve the mount.
+    pub fn started(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
     }
 
@@ -390,9 +395,10 @@ impl Mount {
         Ok(self.log())
     }
 
-    /// Kills the daemon with SIGKILL, as a crash would; the mount stays behind until drop.
+    /// Kills the daemon with SIGKILL, and whoever else would go on with the mount, which stays behind until drop.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
+            daemon::kill_for_good(child.id());
             end_child(&mut child, Duration::ZERO);
         }
     }

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use crate::common::LoopImage;
+use crate::common::{LoopImage, daemon as processes, skip};
 use crate::require;
 use crate::rig::{Rig, able, kill};
 
@@ -106,7 +106,7 @@ fn a_container_whose_daemon_was_killed_is_dead_and_starts_again() {
     let rig = Rig::new("daemon");
     rig.must(&["run", "-d", "--name", "dd", "bb", "sh", "-c", TICK]);
     rig.until("it is up", || rig.must(&["logs", "dd"]) == "up\n");
-    kill(daemon(&rig, "dd"));
+    processes::kill_for_good(daemon(&rig, "dd").cast_unsigned());
     rig.until("it is dead", || rig.status("dd") == "dead");
     assert!(
         rig.must(&["ps", "-a"])
@@ -119,6 +119,59 @@ fn a_container_whose_daemon_was_killed_is_dead_and_starts_again() {
     });
     assert_eq!(rig.must(&["exec", "dd", "cat", "/data/f"]), "x\nx\n");
     rig.must(&["rm", "-f", "dd"]);
+    rig.nothing_is_left();
+}
+
+/// The process that a container's supervisor has serve its root filesystem.
+fn worker(rig: &Rig, supervisor: i32) -> i32 {
+    let mut found = None;
+    rig.until("it is served", || {
+        found = processes::worker_of(supervisor.cast_unsigned());
+        found.is_some()
+    });
+    found.unwrap().cast_signed()
+}
+
+#[test]
+fn a_container_outlives_the_daemon_of_its_root_filesystem() {
+    require!(able());
+    require!(skip::kernel_resends());
+    // It stays where something fails, and does no more.
+    const WORK: &str = "echo up; while echo x >> /data/f && cat /bin/busybox > /dev/null; do sleep 0.01; done; while true; do sleep 1; done";
+    let rig = Rig::new("outlives");
+    rig.must(&["run", "-d", "--name", "oo", "bb", "sh", "-c", WORK]);
+    rig.until("it is up", || rig.must(&["logs", "oo"]) == "up\n");
+    let lines = || rig.must(&["exec", "oo", "cat", "/data/f"]).lines().count();
+    let supervisor = daemon(&rig, "oo");
+    for round in 0..5 {
+        kill(worker(&rig, supervisor));
+        let before = lines();
+        rig.until("it goes on", || lines() > before);
+        let text = format!("echo {round} > /tmp/r && cat /tmp/r && rm /tmp/r");
+        let said = rig.must(&["exec", "oo", "sh", "-c", &text]);
+        assert_eq!(said, format!("{round}\n"));
+    }
+    assert_eq!(daemon(&rig, "oo"), supervisor);
+    // Without its supervisor it goes on as well, until the last one dies.
+    let last = worker(&rig, supervisor);
+    kill(supervisor);
+    rig.until("the other is named", || daemon(&rig, "oo") == last);
+    let before = lines();
+    rig.until("it goes on", || lines() > before);
+    assert_eq!(rig.must(&["logs", "oo"]), "up\n");
+    assert_eq!(rig.status("oo"), "running");
+    kill(last);
+    rig.until("it is dead", || rig.status("oo") == "dead");
+    rig.must(&["start", "oo"]);
+    // The first run may have told that its programs were gone.
+    rig.until("it is up again", || {
+        rig.must(&["logs", "oo"]).matches("up\n").count() == 2
+    });
+    kill(worker(&rig, daemon(&rig, "oo")));
+    rig.must(&["stop", "-t", "1", "oo"]);
+    assert_eq!(rig.status("oo"), "exited");
+    rig.must(&["rm", "oo"]);
+    rig.until("no process is left", || rig.processes().is_empty());
     rig.nothing_is_left();
 }
 
@@ -257,9 +310,9 @@ fn after_a_reboot_containers_are_dead_and_start_again_with_their_layers() {
     for name in ["r1", "r2"] {
         let all = [monitor(&rig, name), daemon(&rig, name), program(&rig, name)];
         let (dir, rootfs) = (rig.dir(name), rig.dir(name).join("rootfs"));
-        for pid in all {
-            kill(pid);
-        }
+        kill(all[0]);
+        processes::kill_for_good(all[1].cast_unsigned());
+        kill(all[2]);
         rig.until("all are gone", || {
             all.iter().all(|pid| {
                 let status = fs::read_to_string(format!("/proc/{pid}/status"));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::common::daemon::worker_of;
 use crate::require;
 use crate::rig::{LIMIT, Rig, able};
 
@@ -82,11 +83,17 @@ fn a_hundred_run_on_one_base_and_leave_it_as_it_was() {
     let mut daemons = Vec::new();
     for mount in mounts.as_array().unwrap() {
         if Path::new(mount["mountpoint"].as_str().unwrap()).starts_with(&rig.root) {
-            let status = fs::read_to_string(format!("/proc/{}/status", mount["pid"])).unwrap();
-            let own = kib(&status, "RssAnon:");
-            let rollup = format!("/proc/{}/smaps_rollup", mount["pid"]);
-            let share = kib(&fs::read_to_string(rollup).unwrap(), "Pss:");
-            daemons.push((kib(&status, "VmRSS:"), own, share));
+            let pid = u32::try_from(mount["pid"].as_u64().unwrap()).unwrap();
+            let mut sum = (0, 0, 0);
+            // The supervisor, and the one that it has serve the mount.
+            for pid in [Some(pid), worker_of(pid)].into_iter().flatten() {
+                let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+                let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+                sum.0 += kib(&status, "VmRSS:");
+                sum.1 += kib(&status, "RssAnon:");
+                sum.2 += kib(&rollup, "Pss:");
+            }
+            daemons.push(sum);
         }
     }
     assert_eq!(daemons.len(), count);

@@ -146,7 +146,7 @@ impl Rig {
     pub fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
         let begin = Instant::now();
         while !holds() {
-            assert!(begin.elapsed() < Duration::from_secs(15), "never: {what}");
+            assert!(begin.elapsed() < Duration::from_secs(60), "never: {what}");
             thread::sleep(Duration::from_millis(20));
         }
     }

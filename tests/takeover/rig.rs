@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
-use crate::common::{Acetate, Mount, Scratch, Watchdog};
+use crate::common::{Acetate, Mount, Scratch, Watchdog, daemon};
 
 /// How long a process may take to start or to end.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -49,7 +49,7 @@ impl Rig {
     }
 
     pub fn supervisor(&self) -> u32 {
-        self.mount.pid().unwrap()
+        self.mount.started().unwrap()
     }
 
     /// The process that serves the mount, once there is one.
@@ -72,13 +72,7 @@ impl Rig {
 
 /// The process that a supervisor waits for, if there is one at the moment.
 pub fn worker_of(supervisor: u32) -> Option<Pid> {
-    let children = format!("/proc/{supervisor}/task/{supervisor}/children");
-    let children = fs::read_to_string(children).ok()?;
-    let worker = children.split_whitespace().find(|pid| {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
-        name.is_ok_and(|name| name.trim() != "acetate-outside")
-    });
-    Some(Pid::from_raw(worker?.parse().ok()?))
+    daemon::worker_of(supervisor).map(|pid| Pid::from_raw(pid.cast_signed()))
 }
 
 /// Waits until a process is gone.

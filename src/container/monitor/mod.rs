@@ -187,7 +187,9 @@ fn run(
 
 /// Mounts, and finds out what has to be known of the root filesystem.
 fn prepare(root: &Path, container: &Container) -> Result<users::User, ContainerError> {
-    let request = lifecycle::mount_request(root, container);
+    let mut request = lifecycle::mount_request(root, container);
+    // The program must not notice when its daemon dies.
+    request.options.supervise = true;
     let log = container.path("monitor.log");
     mount::mount(&request, Background::Daemon, Some(&log))?;
     volume::provide(root, container)?;

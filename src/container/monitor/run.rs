@@ -68,8 +68,8 @@ pub(super) struct Run<'a> {
     console: Option<(File, UnixListener)>,
     log: LogFile,
     phase: Phase,
-    /// The daemon of the mount, a child of this process.
-    daemon: i32,
+    /// The process that keeps the mount alive, a child of this one; `None` where that is one of its children, and not known which.
+    daemon: Option<i32>,
     /// Children that ended before it was known who they were.
     ended: HashMap<i32, WaitStatus>,
     /// The runtime, where it was started ahead, until it is its turn.
@@ -114,7 +114,7 @@ impl<'a> Run<'a> {
             console: None,
             log,
             phase: Phase::Waiting,
-            daemon: i32::try_from(daemon).unwrap_or(i32::MAX),
+            daemon: i32::try_from(daemon).ok(),
             ended,
             ahead,
         })
@@ -320,18 +320,33 @@ impl<'a> Run<'a> {
         state: &mut State,
     ) -> Result<Option<End>, ContainerError> {
         let pid = pid.as_raw_pid();
-        if pid == self.daemon {
-            return Ok(Some(End::MountDied));
-        }
         match self.phase {
             Phase::Starting(runtime) if runtime == pid => self.started(status, state),
             Phase::Running(program) if program == pid => Ok(Some(End::Exited(code_of(status)))),
-            Phase::Running(_) => Ok(None),
             _ => {
-                self.ended.insert(pid, status);
+                if self.mount_died_with(pid) {
+                    return Ok(Some(End::MountDied));
+                }
+                if !matches!(self.phase, Phase::Running(_)) {
+                    self.ended.insert(pid, status);
+                }
                 Ok(None)
             }
         }
+    }
+
+    /// Whether nobody serves the mount any more, now that a child has ended. A mount with a supervisor outlives it: the process that
+    /// it had serve the mount goes on, or another program with a supervisor of its own, and becomes a child of this one.
+    fn mount_died_with(&mut self, pid: i32) -> bool {
+        if self.daemon.is_some_and(|daemon| daemon != pid) {
+            return false;
+        }
+        let found = mount::find(&self.container.path("rootfs"));
+        // The one that goes on may not have said so yet.
+        let next =
+            |record: &mount::Record| i32::try_from(record.pid).ok().filter(|next| *next != pid);
+        self.daemon = found.as_ref().ok().and_then(next);
+        found.is_err()
     }
 
     /// The runtime has done its work, or not.
