@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -169,6 +169,13 @@ impl Rig {
         )
         .unwrap();
         union.renew().unwrap();
+        // Mapped anew, as in a process of its own.
+        let memory = self.log.as_fd().try_clone_to_owned().unwrap();
+        self.log = Arc::new(SharedLog::of(memory).unwrap());
+        // As when it has grown long.
+        if self.dice.below(2) == 0 {
+            Journal::shorten(&self.log);
+        }
         let journal = Journal::take_up(self.log.clone());
         union.adopt(&journal, &|_| Arc::new(())).unwrap();
         union.set_journal(journal);

@@ -1,26 +1,31 @@
 //! A log in memory that outlives the process that writes it: a `memfd`, mapped by several processes in turn.
 //!
 //! One process writes at a time. A record is there once the length that is kept beside the records says so, which is
-//! stored after its last byte: a writer that dies at any moment leaves whole records and nothing else. The log is rewritten
-//! into the other half of the memory, and the word that says which half counts is stored last.
+//! stored after its last byte: a writer that dies at any moment leaves whole records and nothing else. The memory has several
+//! regions. The log is rewritten into one that nobody uses, and the word that says which region counts is stored last.
 #![allow(unsafe_code)]
 
 use std::fmt;
 use std::io;
+use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, MemfdFlags};
 
-/// What stands before the halves.
+/// What stands before the regions.
 const HEAD: usize = 4096;
 
-/// Addresses kept for each half; memory is used only as far as it is written.
-const HALF: usize = 1 << 30;
+/// Addresses kept for each region; memory is used only as far as it is written.
+const REGION: usize = 1 << 30;
 
-const SIZE: usize = HEAD + 2 * HALF;
+/// The log, the one that it is rewritten to, and one that is pinned.
+const REGIONS: usize = 3;
+
+const SIZE: usize = HEAD + REGIONS * REGION;
 
 /// A word beside the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +41,7 @@ pub enum Word {
 }
 
 const ACTIVE: usize = 0;
+/// One for each region.
 const LENGTHS: usize = 1;
 
 /// The word that tells the length of the note, and where that stands.
@@ -49,12 +55,14 @@ const LONGEST_NOTE: usize = HEAD - NOTE;
 pub struct SharedLog {
     start: NonNull<u8>,
     memory: OwnedFd,
-    /// Held while a record is written, and while the halves are exchanged.
+    /// Held while a record is written, and while another region becomes the log.
     writing: Mutex<()>,
+    /// How many [`Pinned`] there are of each region. Atomics; the first of a region is counted under `writing`.
+    pins: [AtomicUsize; REGIONS],
 }
 
-// SAFETY: the head is only touched as atomics, and the halves only under `writing`, or below a length that was read from
-// the head, where nothing changes before the halves are exchanged twice.
+// SAFETY: the head is only touched as atomics, and the regions only under `writing`, or below a length that was read from
+// the head, where nothing changes while the region is the log or pinned.
 unsafe impl Send for SharedLog {}
 // SAFETY: as above.
 unsafe impl Sync for SharedLog {}
@@ -95,6 +103,7 @@ impl SharedLog {
                 start,
                 memory,
                 writing: Mutex::new(()),
+                pins: Default::default(),
             }),
             None => Err(io::ErrorKind::OutOfMemory.into()),
         }
@@ -147,23 +156,23 @@ impl SharedLog {
         .to_vec()
     }
 
-    fn half(&self, half: u64) -> *mut u8 {
-        // SAFETY: both halves lie within the mapping.
-        unsafe { self.start.as_ptr().add(HEAD + half as usize * HALF) }
+    fn region(&self, region: usize) -> *mut u8 {
+        // SAFETY: all regions lie within the mapping.
+        unsafe { self.start.as_ptr().add(HEAD + region * REGION) }
     }
 
-    fn length_of(&self, half: u64) -> &AtomicU64 {
-        self.word(LENGTHS + half as usize)
+    fn length_of(&self, region: usize) -> &AtomicU64 {
+        self.word(LENGTHS + region)
     }
 
     /// Whatever stands there, it is no more than there is.
-    fn length(&self, half: u64) -> usize {
-        let length = self.length_of(half).load(Ordering::Acquire);
-        usize::try_from(length).unwrap_or(HALF).min(HALF)
+    fn length(&self, region: usize) -> usize {
+        let length = self.length_of(region).load(Ordering::Acquire);
+        usize::try_from(length).unwrap_or(REGION).min(REGION)
     }
 
-    fn active(&self) -> u64 {
-        self.word(ACTIVE).load(Ordering::Acquire) & 1
+    fn active(&self) -> usize {
+        self.word(ACTIVE).load(Ordering::Acquire) as usize % REGIONS
     }
 
     /// Bytes in the log.
@@ -179,57 +188,131 @@ impl SharedLog {
     /// Puts a record at the end. Fails, and changes nothing, when there is no room.
     pub fn append(&self, record: &[u8]) -> io::Result<()> {
         let _writing = self.writing.lock();
-        let half = self.active();
-        self.append_locked(half, record)
+        let region = self.active();
+        self.append_locked(region, record)
     }
 
     /// Precondition: `writing` is held.
-    fn append_locked(&self, half: u64, record: &[u8]) -> io::Result<()> {
-        let (length, at) = (self.length_of(half), self.length(half));
-        if record.len() > HALF - at {
+    fn append_locked(&self, region: usize, record: &[u8]) -> io::Result<()> {
+        let (length, at) = (self.length_of(region), self.length(region));
+        if record.len() > REGION - at {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
-        // SAFETY: the bytes lie within the half, nobody reads beyond the length, and nobody else writes under the lock.
+        // SAFETY: the bytes lie within the region, nobody reads beyond the length, and nobody else writes under the lock.
         unsafe {
-            std::ptr::copy_nonoverlapping(record.as_ptr(), self.half(half).add(at), record.len());
+            let end = self.region(region).add(at);
+            std::ptr::copy_nonoverlapping(record.as_ptr(), end, record.len());
         }
         length.store((at + record.len()) as u64, Ordering::Release);
         Ok(())
     }
 
-    /// A copy of all records.
-    pub fn read(&self) -> Vec<u8> {
+    /// All records, for a moment in which nothing can be appended.
+    pub fn whole<R>(&self, read: impl FnOnce(&[u8]) -> R) -> R {
         let _writing = self.writing.lock();
-        let half = self.active();
-        self.copy_locked(half, 0, self.length(half))
+        let region = self.active();
+        read(self.records_locked(region, 0, self.length(region)))
     }
 
-    /// Precondition: `writing` is held, or the half is not exchanged meanwhile and the range lies below its length.
-    fn copy_locked(&self, half: u64, from: usize, to: usize) -> Vec<u8> {
+    /// Precondition: `writing` is held as long as the result is used, or the region stays the log so long; the range lies below
+    /// its length.
+    fn records_locked(&self, region: usize, from: usize, to: usize) -> &[u8] {
         // SAFETY: the range was written whole and does not change.
-        unsafe { std::slice::from_raw_parts(self.half(half).add(from), to - from) }.to_vec()
+        unsafe { std::slice::from_raw_parts(self.region(region).add(from), to - from) }
+    }
+
+    /// The records that there are, which are kept as they are, also when the log is rewritten. To be called by whoever goes on with
+    /// the log of another process: what that one left in other regions is given back.
+    pub fn pin(self: &Arc<Self>) -> Pinned {
+        let _writing = self.writing.lock();
+        let active = self.active();
+        for region in (0..REGIONS).filter(|region| *region != active) {
+            if let Err(e) = self.give_back_locked(region) {
+                log::debug!("memory of the journal is not given back: {e}");
+            }
+        }
+        self.pins[active].fetch_add(1, Ordering::Relaxed);
+        Pinned {
+            log: self.clone(),
+            region: active,
+            length: self.length(active),
+        }
+    }
+
+    /// Lets go of the memory of a region that is not the log, unless it is pinned. Precondition: `writing` is held.
+    fn give_back_locked(&self, region: usize) -> io::Result<()> {
+        if self.pins[region].load(Ordering::Acquire) > 0 {
+            return Ok(());
+        }
+        Ok(rustix::fs::fallocate(
+            &self.memory,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            (HEAD + region * REGION) as u64,
+            REGION as u64,
+        )?)
     }
 
     /// Replaces the records by what `condense` makes of them; what is appended meanwhile is kept behind. Must not be called by
     /// two threads at once.
     pub fn rewrite(&self, condense: impl FnOnce(&[u8]) -> Vec<u8>) -> io::Result<()> {
-        let half = self.active();
-        let until = self.length(half);
-        let new = condense(&self.copy_locked(half, 0, until));
-        let other = 1 - half;
+        let old = self.active();
+        let until = self.length(old);
+        // It stays the log: nobody else rewrites it.
+        let new = condense(self.records_locked(old, 0, until));
         let _writing = self.writing.lock();
+        let free =
+            |region: &usize| *region != old && self.pins[*region].load(Ordering::Acquire) == 0;
+        let Some(other) = (0..REGIONS).find(free) else {
+            return Err(io::Error::other("all of its memory is in use"));
+        };
         self.length_of(other).store(0, Ordering::Release);
         self.append_locked(other, &new)?;
-        let meanwhile = self.copy_locked(half, until, self.length(half).max(until));
-        self.append_locked(other, &meanwhile)?;
-        self.word(ACTIVE).store(other, Ordering::Release);
-        rustix::fs::fallocate(
-            &self.memory,
-            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            (HEAD + half as usize * HALF) as u64,
-            HALF as u64,
-        )?;
-        Ok(())
+        drop(new);
+        let meanwhile = self.records_locked(old, until, self.length(old).max(until));
+        self.append_locked(other, meanwhile)?;
+        self.word(ACTIVE).store(other as u64, Ordering::Release);
+        self.give_back_locked(old)
+    }
+}
+
+/// Records of a log that stay what they were.
+pub struct Pinned {
+    log: Arc<SharedLog>,
+    region: usize,
+    length: usize,
+}
+
+impl Deref for Pinned {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the range was written whole; the region is not written anew while it is pinned, only appended to, and is
+        // mapped as long as the log lives.
+        unsafe { std::slice::from_raw_parts(self.log.region(self.region), self.length) }
+    }
+}
+
+impl Clone for Pinned {
+    fn clone(&self) -> Pinned {
+        // This one keeps the region meanwhile.
+        self.log.pins[self.region].fetch_add(1, Ordering::Relaxed);
+        Pinned {
+            log: self.log.clone(),
+            region: self.region,
+            length: self.length,
+        }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.log.pins[self.region].fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl fmt::Debug for Pinned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes of records", self.length)
     }
 }
 
@@ -261,6 +344,32 @@ impl fmt::Debug for SharedLog {
 mod tests {
     use super::*;
 
+    fn read(log: &SharedLog) -> Vec<u8> {
+        log.whole(<[u8]>::to_vec)
+    }
+
+    #[test]
+    fn what_is_pinned_stays_as_it_is() {
+        let log = Arc::new(SharedLog::new().unwrap());
+        log.append(b"one").unwrap();
+        let pinned = log.pin();
+        log.append(b"two").unwrap();
+        for round in 0..4u8 {
+            log.rewrite(|old| [old, &[b'0' + round]].concat()).unwrap();
+            assert_eq!(&*pinned, b"one");
+        }
+        assert_eq!(read(&log), b"onetwo0123");
+        let again = log.pin();
+        log.rewrite(|_| b"new".to_vec()).unwrap();
+        assert_eq!((&*pinned, &*again), (&b"one"[..], &b"onetwo0123"[..]));
+        // There is no room left, and nothing is lost.
+        assert!(log.rewrite(|_| Vec::new()).is_err());
+        assert_eq!(read(&log), b"new");
+        drop((pinned, again));
+        log.rewrite(|old| old[..1].to_vec()).unwrap();
+        assert_eq!(read(&log), b"n");
+    }
+
     #[test]
     fn what_is_appended_while_it_is_rewritten_is_kept() {
         let log = SharedLog::new().unwrap();
@@ -272,9 +381,9 @@ mod tests {
             b"12".to_vec()
         })
         .unwrap();
-        assert_eq!(log.read(), b"12three");
+        assert_eq!(read(&log), b"12three");
         log.rewrite(|old| old[..2].to_vec()).unwrap();
-        assert_eq!(log.read(), b"12");
+        assert_eq!(read(&log), b"12");
         assert_eq!(log.len(), 2);
     }
 
@@ -285,12 +394,12 @@ mod tests {
         assert_eq!(log.get(Word::Phase), 0);
         log.set(Word::Phase, 3);
         log.count(Word::Progress);
-        assert_eq!(log.read(), [7; 5000]);
+        assert_eq!(read(&log), [7; 5000]);
         assert_eq!((log.get(Word::Phase), log.get(Word::Progress)), (3, 1));
         assert_eq!(log.note(), b"");
         log.set_note(&[5; 100]).unwrap();
         assert!(log.set_note(&[5; HEAD]).is_err());
         let other = SharedLog::of(log.as_fd().try_clone_to_owned().unwrap()).unwrap();
-        assert_eq!((other.note(), other.read()), (vec![5; 100], vec![7; 5000]));
+        assert_eq!((other.note(), read(&other)), (vec![5; 100], vec![7; 5000]));
     }
 }

@@ -1,6 +1,6 @@
 //! Taking over what the process before told the kernel.
 //!
-//! At the take-over only the journal is read. A node becomes an inode when it is first asked for, by its names or, where
+//! At the take-over only the journal is read, and of that not the table that it may begin with. A node becomes an inode when it is first asked for, by its names or, where
 //! it has none any more, by what was left open of it; an open file is opened when it is first used.
 
 use std::collections::{HashMap, HashSet};
@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 
 use super::Union;
 use super::book::{Book, BookFile};
+use super::checkpoint::Base;
 use super::error::{Error, Result};
 use super::file::Handle;
 use super::inode::{Inode, LowerRef, Lowers, State, UpperPart};
@@ -21,9 +22,10 @@ use super::listing::Listing;
 use super::open::NodeOpen;
 use super::record::{Grave, LowerPlace, OpenFile};
 use super::stack::{Resolved, ResolvedUpper};
-use super::table::{Seed, is_dynamic};
+use super::table::{Seed, Told, is_dynamic};
 use super::types::{Backing, HandleId, NodeId, ROOT};
 use crate::layer::{Access, Layer, LayerLookup, Node, Opaque};
+use crate::sys::shared_log::Pinned;
 use crate::sys::sync::Mutex;
 use crate::sys::worker;
 
@@ -34,7 +36,7 @@ type NumbersByName = HashMap<(u64, OsString), SmallVec<[u64; 1]>>;
 #[derive(Debug)]
 pub(super) struct Adopted {
     /// A leaf lock.
-    book: Mutex<Book>,
+    book: Mutex<Book<Pinned>>,
     /// Which inodes a name stood for, by the directory's number; of those whose number nothing on disk tells. The name of
     /// one may be out of date. A leaf lock.
     pub(super) numbers: Mutex<NumbersByName>,
@@ -42,6 +44,12 @@ pub(super) struct Adopted {
     opens: HashMap<NodeId, Arc<NodeOpen>>,
     /// Held while a node becomes an inode, before all other locks.
     recovering: Mutex<()>,
+}
+
+impl Told for Base<Pinned> {
+    fn lookups(&self, node: NodeId) -> Option<u64> {
+        Some(self.node(node)?.lookups.unsigned_abs())
+    }
 }
 
 /// Whether a name, or what it leads to, is out of date.
@@ -67,8 +75,8 @@ impl Union {
     pub fn adopt(&self, journal: &Arc<Journal>, wrap: &dyn Fn(u32) -> Backing) -> Result<Vec<u32>> {
         let mut book = journal.take_book();
         // What was a root before is there already.
-        book.nodes.remove(&ROOT);
-        for file in book.files.values_mut() {
+        book.forget_node(ROOT);
+        for (_, file) in book.changed_files() {
             if let Some(grave) = &mut file.grave
                 && let Some((fd, real)) = grave.upper
                 && !worker::inode_of(fd).is_ok_and(|found| found == real)
@@ -90,19 +98,27 @@ impl Union {
             node.count_adopted(open, backings.get(&open.node));
         }
         let mut numbers = NumbersByName::new();
-        for (&ino, file) in book.files.iter().filter(|(ino, _)| is_dynamic(**ino)) {
+        for (ino, file) in book.changed_files().filter(|(ino, _)| is_dynamic(*ino)) {
             self.table.keep_number(ino);
             for name in &file.names {
                 numbers.entry(name.clone()).or_default().push(ino);
             }
         }
-        self.table.seed(book.nodes.iter().map(|(&node, entry)| {
-            let seed = Seed {
-                lookups: entry.lookups.unsigned_abs(),
-                open: opens.get(&node).cloned(),
-            };
-            (node, entry.ino, seed)
-        }));
+        let seed = |node: NodeId| {
+            let entry = book.node(node)?;
+            let open = opens.get(&node).cloned();
+            let lookups = entry.lookups.unsigned_abs();
+            Some((entry.ino, Seed { lookups, open }))
+        };
+        // A seed of its own has also what is open.
+        let changed = book.changed_nodes().map(|(node, _)| node);
+        let seeds = changed.chain(opens.keys().copied()).map(|node| {
+            let (ino, seed) = seed(node).unzip();
+            (node, ino.unwrap_or(0), seed)
+        });
+        let base = book.base();
+        let told = (base.table().len() > 0).then(|| Arc::new(base.clone()) as Arc<dyn Told>);
+        self.table.seed(seeds, told);
         self.handles.go_on_after(book.last_handle);
         let unused = book.backings.difference(&in_use).copied().collect();
         let adopted = Adopted {
@@ -200,7 +216,7 @@ impl Union {
         if let Ok(inode) = self.table.get(node) {
             return Ok(inode);
         }
-        let ino = match adopted.book.lock().nodes.get(&node) {
+        let ino = match adopted.book.lock().node(node) {
             Some(entry) if self.table.has_seed(node) => entry.ino,
             _ => return Err(Error::Errno(libc::ESTALE)),
         };
@@ -228,7 +244,7 @@ impl Union {
                     held.push(inode);
                     None
                 }
-                None => adopted.book.lock().files.get(&at).cloned(),
+                None => adopted.book.lock().file(at),
             };
             let Some(file) = file else {
                 pending.pop();
@@ -272,8 +288,7 @@ impl Union {
         let grave = adopted
             .book
             .lock()
-            .files
-            .get_mut(&ino)
+            .file_mut(ino)
             .and_then(|file| file.grave.take());
         match &grave {
             Some(grave) => self.exhume(ino, file.file_type, grave),
@@ -294,8 +309,8 @@ impl Union {
             return Ok(());
         }
         let _recovering = adopted.recovering.lock();
-        let known = match adopted.book.lock().files.get(&inode.ino) {
-            Some(file) if file.names.len() > 1 => file.names.clone(),
+        let known = match adopted.book.lock().file(inode.ino) {
+            Some(file) if file.names.len() > 1 => file.names,
             _ => return Ok(()),
         };
         for (parent, name) in &known {
@@ -309,7 +324,7 @@ impl Union {
             }
         }
         // Once: whatever name it gets or loses from now on is known.
-        if let Some(file) = adopted.book.lock().files.get_mut(&inode.ino) {
+        if let Some(file) = adopted.book.lock().file_mut(inode.ino) {
             file.names.clear();
         }
         Ok(())
@@ -406,8 +421,7 @@ impl Union {
         drop(numbers);
         let book = adopted.book.lock();
         known.into_iter().find(|ino| {
-            let file = book.files.get(ino);
-            file.is_some_and(|file| {
+            book.file(*ino).is_some_and(|file| {
                 file.file_type == file_type && (file.real == real || copied && file.real == 0)
             })
         })
@@ -420,7 +434,7 @@ impl Union {
             return false;
         };
         self.table.has_seed(ino)
-            && adopted.book.lock().files.get(&ino).is_some_and(|file| {
+            && adopted.book.lock().file(ino).is_some_and(|file| {
                 !(file.names.iter()).any(|(dir, known)| *dir == parent.ino && *known == *name)
             })
     }
@@ -481,11 +495,10 @@ impl Union {
         };
         let book = adopted.book.lock();
         let writes = |open: &OpenFile| open.flags & libc::O_ACCMODE != libc::O_RDONLY;
-        book.opens.values().filter(|open| writes(open)).any(|open| {
-            book.nodes
-                .get(&open.node)
-                .is_some_and(|n| n.ino == inode.ino)
-        })
+        book.opens
+            .values()
+            .filter(|open| writes(open))
+            .any(|open| book.node(open.node).is_some_and(|n| n.ino == inode.ino))
     }
 
     /// The kernel knows a node no more that was never asked for here.
@@ -494,12 +507,12 @@ impl Union {
             return;
         };
         let mut book = adopted.book.lock();
-        let Some(ino) = book.nodes.get(&node).map(|entry| entry.ino) else {
+        let Some(ino) = book.node(node).map(|entry| entry.ino) else {
             return;
         };
-        let grave = book.files.get(&ino).and_then(|file| file.grave.clone());
+        let grave = book.file(ino).and_then(|file| file.grave);
         book.forget(node);
-        let gone = !book.nodes.contains_key(&node) && !book.twins.contains(&ino);
+        let gone = !book.has_twin(ino);
         drop(book);
         if let (true, Some((fd, _)), None) = (
             gone,

@@ -17,17 +17,21 @@ use super::book::Book;
 use super::record::Record;
 use super::types::NodeId;
 use crate::sys::panics::caught;
-use crate::sys::shared_log::{SharedLog, Word};
+use crate::sys::shared_log::{Pinned, SharedLog, Word};
 use crate::sys::sync::{AtomicBool, Mutex, MutexGuard};
 
-/// The log is condensed when it is so much longer than it was after the last time, and twice as long.
-const CONDENSE_ABOVE: usize = 8 << 20;
+/// The log is condensed when it is so much longer than it was after the last time, and by an eighth: what was appended since then is
+/// all that a process reads that takes the mount over.
+const CONDENSE_ABOVE: usize = 4 << 20;
 
-/// The same when another process takes it over, which reads it.
+/// The same when another process takes it over.
 const SHORTEN_ABOVE: usize = 128 << 10;
 
-/// A log of more bytes is shortened by whoever takes it over, before it answers.
-const LONGEST: usize = 128 << 20;
+/// A log of fewer bytes is shortened by whoever takes it over, before it answers; a longer one beside those who wait.
+const SHORT: usize = 1 << 20;
+
+/// When so much was appended, no process has lived long enough to shorten it beside those who wait.
+const LONGEST: usize = 64 << 20;
 
 /// So many requests that were begun are remembered then.
 const INTENTS: usize = 4096;
@@ -45,11 +49,13 @@ pub struct Journal {
     log: Arc<SharedLog>,
     /// A thread condenses the log. Atomic.
     condensing: AtomicBool,
+    /// It is to be condensed, however long it is. Atomic.
+    overdue: AtomicBool,
     /// Held while lookups of a node are counted or given back and that is written down, so that the log tells it in the order in
     /// which it was done. By the node's low bits. Taken before the leaves.
     orders: [Mutex<()>; ORDERS],
     /// What the log told when it was taken up, until it is adopted. A leaf lock.
-    taken: Mutex<Option<Book>>,
+    taken: Mutex<Option<Book<Pinned>>>,
     /// Requests under way that must not be done twice. A leaf lock.
     under_way: Mutex<HashSet<u64>>,
     /// A record could not be written: nobody can take the mount over any more. Atomic.
@@ -62,6 +68,7 @@ impl Journal {
         Arc::new(Journal {
             log,
             condensing: AtomicBool::new(false),
+            overdue: AtomicBool::new(false),
             orders: std::array::from_fn(|_| Mutex::default()),
             taken: Mutex::default(),
             under_way: Mutex::default(),
@@ -72,29 +79,41 @@ impl Journal {
     /// Goes on with the log of a process that has died. However short the lives of such processes are, it does not grow.
     pub fn take_up(log: Arc<SharedLog>) -> Arc<Journal> {
         let journal = Journal::new(log);
-        let mut book = Book::read(&journal.log.read());
-        if journal.has_grown_by(SHORTEN_ABOVE) {
-            // Which of them the kernel sends again is not known yet: the last, or some that take long.
-            let mut last: Vec<u64> = book.intents.keys().copied().collect();
-            last.sort_unstable_by(|a, b| b.cmp(a));
-            last.truncate(INTENTS);
-            let kept: HashSet<u64> = last.into_iter().collect();
+        let mut book = Book::read(journal.log.pin());
+        let has_grown = journal.has_grown_by(SHORTEN_ABOVE);
+        // Which of them the kernel sends again is not known yet.
+        let mut begun: Vec<u64> = book.intents.keys().copied().collect();
+        if has_grown {
+            // The last, or some that take long.
+            begun.sort_unstable_by(|a, b| b.cmp(a));
+            begun.truncate(INTENTS);
+        }
+        let kept: HashSet<u64> = begun.into_iter().collect();
+        if has_grown {
             book.intents.retain(|unique, _| kept.contains(unique));
-            *journal.under_way.lock() = kept;
-            // Programs wait meanwhile: what is long is shortened beside them, unless no process lives long enough for that.
-            let length = journal.log.len();
-            if !(CONDENSE_ABOVE..=LONGEST).contains(&length) {
+        }
+        *journal.under_way.lock() = kept;
+        if has_grown {
+            if journal.log.len() < SHORT || journal.grown() > LONGEST {
                 journal.replace(|_| book.to_log());
+            } else {
+                journal.overdue.store(true, Ordering::Relaxed);
             }
         }
         *journal.taken.lock() = Some(book);
         journal
     }
 
-    /// Whether the log is so much longer than it was after it was condensed last, and twice as long.
-    fn has_grown_by(&self, grown: usize) -> bool {
+    /// What was appended since the log was condensed last, in bytes.
+    fn grown(&self) -> usize {
         let condensed = self.log.get(Word::Condensed) as usize;
-        self.log.len() > condensed.saturating_mul(2).max(condensed + grown)
+        self.log.len().saturating_sub(condensed)
+    }
+
+    /// Whether so much was, and more than an eighth.
+    fn has_grown_by(&self, much: usize) -> bool {
+        let condensed = self.log.get(Word::Condensed) as usize;
+        self.grown() > much.max(condensed / 8)
     }
 
     pub(super) fn put(self: &Arc<Self>, records: &[Record<'_>]) {
@@ -118,7 +137,9 @@ impl Journal {
             self.log.set(Word::Phase, BROKEN);
             log::error!("no other process can take this mount over any more: its journal: {e}");
         }
-        if self.has_grown_by(CONDENSE_ABOVE) && !self.condensing.swap(true, Ordering::Relaxed) {
+        let wanted = self.overdue.load(Ordering::Relaxed) || self.has_grown_by(CONDENSE_ABOVE);
+        if wanted && !self.condensing.swap(true, Ordering::Relaxed) {
+            self.overdue.store(false, Ordering::Relaxed);
             let journal = self.clone();
             let started = std::thread::Builder::new()
                 .name("condense".into())
@@ -142,12 +163,19 @@ impl Journal {
 
     /// Makes the log as short as what it tells.
     fn condense(&self) {
-        let kept: HashSet<u64> = self.under_way.lock().clone();
         self.replace(|old| {
+            // Not before what is read of the log is settled: what was begun by then, and is not answered, is among them.
+            let kept: HashSet<u64> = self.under_way.lock().clone();
             let mut book = Book::read(old);
             book.intents.retain(|unique, _| kept.contains(unique));
             book.to_log()
         });
+    }
+
+    /// Makes a log that nobody writes as short as what it tells.
+    #[cfg(test)]
+    pub(crate) fn shorten(log: &SharedLog) {
+        log.rewrite(|old| Book::read(old).to_log()).unwrap();
     }
 
     fn replace(&self, condense: impl FnOnce(&[u8]) -> Vec<u8>) {
@@ -158,14 +186,14 @@ impl Journal {
     }
 
     /// What the log tells, where it was taken up: once.
-    pub(super) fn take_book(&self) -> Book {
+    pub(super) fn take_book(&self) -> Book<Pinned> {
         let taken = self.taken.lock().take();
-        taken.unwrap_or_else(|| Book::read(&self.log.read()))
+        taken.unwrap_or_else(|| Book::read(self.log.pin()))
     }
 
     /// The same as [`Journal::left_open`], of a log that somebody else goes on with.
     pub fn left_in(log: &SharedLog) -> HashMap<RawFd, u64> {
-        Book::read(&log.read()).left_open().into_iter().collect()
+        log.whole(|log| Book::read(log).left_open().into_iter().collect())
     }
 
     /// Keeps what was answered to the kernel's first message, which every process after this one must answer too.
@@ -285,7 +313,7 @@ mod tests {
             }
         }
         let book = Journal::take_up(log).take_book();
-        assert_eq!(book.nodes[&5].lookups, 1);
+        assert_eq!(book.node(5).unwrap().lookups, 1);
         assert!(book.intents.contains_key(&49));
     }
 }

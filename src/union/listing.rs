@@ -110,18 +110,32 @@ pub(crate) struct Listing {
     /// Names that were removed last, with their cookies; the oldest first.
     former: VecDeque<(SharedName, u64)>,
     next_cookie: u64,
-    /// The cookies are written down (see [`Listing::written_down`]).
-    noted: bool,
+    /// The cookies below this one are written down (see [`Listing::written_down`]).
+    noted: u64,
     subdirs: u32,
 }
 
 /// The cookies of a listing, as another process goes on with them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cookies {
+    /// Those below it were told before; 0 where none were that still count.
+    pub from: u64,
     /// The first that was not given.
     pub next: u64,
-    /// By ascending cookies.
+    /// Where a name has several, the last one counts.
     pub names: Vec<(u64, Vec<u8>)>,
+}
+
+impl Cookies {
+    /// Adds what was told later.
+    pub(crate) fn add(&mut self, more: Cookies) {
+        if more.from == 0 {
+            *self = more;
+            return;
+        }
+        self.next = self.next.max(more.next);
+        self.names.extend(more.names);
+    }
 }
 
 impl Listing {
@@ -182,19 +196,25 @@ impl Listing {
         self.places.shrink_to_fit();
     }
 
-    /// The cookies, to be written down: a reading stops before the end, and may go on in another process. `None` when that
-    /// was done before: what is new since then may be listed twice, or not.
+    /// The cookies that were given since this was called last, to be written down: a reading stops before the end, and may go on
+    /// in another process. `None` when there are none.
     pub(crate) fn written_down(&mut self) -> Option<Cookies> {
-        if std::mem::replace(&mut self.noted, true) {
+        let from = std::mem::replace(&mut self.noted, self.next_cookie);
+        if from == self.next_cookie {
             return None;
         }
-        let names = self.places.iter().filter_map(|place| {
+        let first = self.places.partition_point(|place| place.cookie < from);
+        let present = self.places[first..].iter().filter_map(|place| {
             let name = place.name.as_deref()?.as_bytes().to_vec();
             Some((place.cookie, name))
         });
+        // They may come back with the cookies that they had.
+        let former = self.former.iter().filter(|(_, cookie)| *cookie >= from);
+        let former = former.map(|(name, cookie)| (*cookie, name.as_bytes().to_vec()));
         Some(Cookies {
+            from,
             next: self.next_cookie,
-            names: names.collect(),
+            names: present.chain(former).collect(),
         })
     }
 
@@ -222,7 +242,8 @@ impl Listing {
             };
         }
         self.places.sort_by_key(|place| place.cookie);
-        self.noted = true;
+        // Those of names that were new are not.
+        self.noted = cookies.next;
         self.compact();
     }
 
@@ -475,6 +496,46 @@ mod tests {
             ["d", "new", "e"].map(|n| SharedName::from(name(n)))
         );
         assert!(matches!(other.get(name("b")), Known::Item(_)));
+    }
+
+    #[test]
+    fn another_process_goes_on_with_all_cookies_that_were_given() {
+        let mut first = Listing::new();
+        for n in ["a", "b", "c", "former"] {
+            first.insert_upper(name(n), libc::S_IFREG, 1);
+        }
+        first.remove(name("former"), false);
+        let mut told = first.written_down().unwrap();
+        assert_eq!(first.written_down(), None);
+        first.insert_upper(name("former"), libc::S_IFREG, 1);
+        assert_eq!(first.written_down(), None);
+        first.insert_upper(name("x"), libc::S_IFREG, 1);
+        first.insert_upper(name("d"), libc::S_IFREG, 1);
+        first.remove(name("x"), false);
+        first.remove(name("b"), false);
+        told.add(first.written_down().unwrap());
+        let cookies = |l: &Listing| -> Vec<(u64, SharedName)> {
+            let all = l.batch_after(0, usize::MAX).into_iter();
+            all.map(|(cookie, item)| (cookie, item.name)).collect()
+        };
+        // On disk they lie in another order, and one has come that was not told.
+        let mut second = Listing::new();
+        for n in ["new", "d", "former", "c", "a"] {
+            second.load_upper(name(n), EntryKind::Node(libc::S_IFREG), 1);
+        }
+        second.take_cookies(&told);
+        let (before, mut after) = (cookies(&first), cookies(&second));
+        let (last, new) = after.pop().unwrap();
+        assert_eq!(after, before);
+        assert!(*new == *name("new") && last > before.last().unwrap().0);
+        // What the second gave itself is told as well.
+        told.add(second.written_down().unwrap());
+        let mut third = Listing::new();
+        for n in ["c", "new", "a", "d", "former"] {
+            third.load_upper(name(n), EntryKind::Node(libc::S_IFREG), 1);
+        }
+        third.take_cookies(&told);
+        assert_eq!(cookies(&third), cookies(&second));
     }
 
     #[test]

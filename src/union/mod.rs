@@ -16,6 +16,7 @@ mod adopt;
 mod attr;
 mod book;
 mod cause;
+mod checkpoint;
 mod copy_data;
 mod copy_up;
 #[cfg(test)]

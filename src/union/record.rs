@@ -11,7 +11,7 @@ use super::listing::Cookies;
 use super::types::{HandleId, NodeId};
 
 /// The form of the records: a process of another form must not read them.
-pub const FORM: u32 = 1;
+pub const FORM: u32 = 2;
 
 /// A lower part of a file without a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,8 +85,10 @@ pub(super) enum Record<'a> {
     /// What a request that must not be done twice is about to do: its number, and an inode number that tells afterwards
     /// whether it was done.
     Intent(u64, u64),
-    /// The cookies of a directory's entries, by its inode number.
+    /// The cookies of a directory's entries, by its inode number: all, or those that were given since the last such record.
     Listing(u64, Cookies),
+    /// What is known of many nodes and files at once: see `checkpoint`. Only the first of a log.
+    Checkpoint(&'a [u8]),
 }
 
 /// Writes a record's fields.
@@ -212,12 +214,17 @@ impl<'a> Record<'a> {
             Record::Listing(ino, cookies) => {
                 to.u8(12);
                 to.u64(*ino);
+                to.u64(cookies.from);
                 to.u64(cookies.next);
                 to.u64(cookies.names.len() as u64);
                 for (cookie, name) in &cookies.names {
                     to.u64(*cookie);
                     to.bytes(name);
                 }
+            }
+            Record::Checkpoint(table) => {
+                to.u8(13);
+                to.0.extend_from_slice(table);
             }
         }
         let length = ((out.len() - start) as u32).to_ne_bytes();
@@ -274,6 +281,7 @@ impl<'a> Record<'a> {
             12 => {
                 let ino = from.u64()?;
                 let mut cookies = Cookies {
+                    from: from.u64()?,
                     next: from.u64()?,
                     names: Vec::new(),
                 };
@@ -283,6 +291,7 @@ impl<'a> Record<'a> {
                 }
                 Record::Listing(ino, cookies)
             }
+            13 => Record::Checkpoint(from.0),
             _ => return None,
         };
         Some((record, rest))
@@ -398,10 +407,12 @@ mod tests {
             Record::Listing(
                 6,
                 Cookies {
+                    from: 2,
                     next: 9,
                     names: vec![(3, b"a".to_vec()), (5, b"b".to_vec())],
                 },
             ),
+            Record::Checkpoint(b"table"),
         ];
         let mut bytes = Vec::new();
         for record in &records {

@@ -15,10 +15,10 @@ use super::error::{Error, Result};
 use super::inode::Inode;
 use super::lock::{Rank, Ranked};
 use super::moves::Moves;
-use super::numbered::Numbered;
+use super::numbered::{Numbered, Numbers};
 use super::open::NodeOpen;
 use super::types::NodeId;
-use crate::sys::sync::{AtomicU64, AtomicUsize, Mutex, RwLock};
+use crate::sys::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex, RwLock};
 
 const SHARDS: usize = 32;
 
@@ -60,6 +60,53 @@ pub(crate) struct Seed {
     pub open: Option<Arc<NodeOpen>>,
 }
 
+/// What the process before told the kernel of many nodes that have no seed of their own.
+pub(crate) trait Told: std::fmt::Debug + Send + Sync {
+    /// How many lookups the kernel has of a node; `None` where it does not know it.
+    fn lookups(&self, node: NodeId) -> Option<u64>;
+}
+
+/// What the process before told the kernel and nobody asked for here yet.
+#[derive(Debug, Default)]
+struct Seeds {
+    own: Numbered<Seed>,
+    told: Option<Arc<dyn Told>>,
+    /// Nodes that have, or had, a seed of their own.
+    met: Numbers,
+}
+
+impl Seeds {
+    fn told(&self, node: NodeId) -> Option<u64> {
+        let told = self.told.as_ref()?;
+        if self.met.contains(&node) {
+            return None;
+        }
+        told.lookups(node)
+    }
+
+    fn has(&self, node: NodeId) -> bool {
+        self.own.contains_key(&node) || self.told(node).is_some()
+    }
+
+    fn take(&mut self, node: NodeId) -> Option<Seed> {
+        self.meet(node);
+        self.own.remove(&node)
+    }
+
+    /// Has a node get a seed of its own, if it has any.
+    fn meet(&mut self, node: NodeId) {
+        if let Some(lookups) = self.told(node) {
+            self.met.insert(node);
+            let open = None;
+            self.own.insert(node, Seed { lookups, open });
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.own.is_empty() && self.told.is_none()
+    }
+}
+
 /// What is left of a node after the kernel gave lookups of it back.
 #[derive(Debug)]
 pub(crate) enum Forgotten {
@@ -69,6 +116,11 @@ pub(crate) enum Forgotten {
     Inode(Arc<Inode>),
     /// It was the last lookup of a node that only the process before told, and nobody asked for here.
     Seed,
+}
+
+/// Whether a node id is the inode number of what it stands for.
+pub(crate) fn is_inode_number(node: NodeId) -> bool {
+    node < RETIRED_BASE
 }
 
 /// Whether an inode number is none that the layers tell.
@@ -89,10 +141,10 @@ struct Shard {
 /// The inode table. All its locks are leaves.
 #[derive(Debug)]
 pub(crate) struct Table {
-    /// What the process before told the kernel and nobody asked for here yet. A leaf lock, taken within a shard's.
-    seeds: Mutex<Numbered<Seed>>,
-    /// How many. Atomic.
-    seeds_len: AtomicUsize,
+    /// A leaf lock, taken within a shard's.
+    seeds: Mutex<Seeds>,
+    /// Whether there are any. Atomic.
+    seeded: AtomicBool,
     shards: [Mutex<Shard>; SHARDS],
     /// Inode number to node id, for inodes whose node id is not their inode number. A leaf lock, taken within a shard's.
     renumbered: RwLock<HashMap<u64, NodeId>>,
@@ -111,7 +163,7 @@ impl Table {
     pub(crate) fn new() -> Table {
         Table {
             seeds: Mutex::default(),
-            seeds_len: AtomicUsize::new(0),
+            seeded: AtomicBool::new(false),
             shards: std::array::from_fn(|_| Mutex::default()),
             renumbered: RwLock::default(),
             renumbered_len: AtomicUsize::new(0),
@@ -226,22 +278,33 @@ impl Table {
         entry.lookups == 1
     }
 
-    /// Takes over nodes, with their inode numbers, that the process before told the kernel. To be called before anything is told.
-    pub(crate) fn seed(&self, nodes: impl Iterator<Item = (NodeId, u64, Seed)>) {
+    /// Takes over nodes, with their inode numbers, that the process before told the kernel; without a seed, those that the kernel knows
+    /// no more. `told`: many more, whose inode number each is. To be called before anything is told.
+    pub(crate) fn seed(
+        &self,
+        nodes: impl Iterator<Item = (NodeId, u64, Option<Seed>)>,
+        told: Option<Arc<dyn Told>>,
+    ) {
         let mut seeds = self.seeds.lock();
-        seeds.reserve(nodes.size_hint().0);
+        seeds.told = told;
         let mut renumbered = self.renumbered.write();
         for (node, ino, seed) in nodes {
+            if seeds.told.is_some() {
+                seeds.met.insert(node);
+            }
+            let Some(seed) = seed else {
+                continue;
+            };
             if node >= RETIRED_BASE {
                 self.next_retired.fetch_max(node + 1, Ordering::Relaxed);
                 let current = renumbered.entry(ino).or_insert(node);
                 *current = node.max(*current);
             }
-            seeds.insert(node, seed);
+            seeds.own.insert(node, seed);
         }
         self.renumbered_len
             .store(renumbered.len(), Ordering::Release);
-        self.seeds_len.store(seeds.len(), Ordering::Release);
+        self.seeded.store(!seeds.is_empty(), Ordering::Release);
     }
 
     /// Has no new file get a number that stands for no real one.
@@ -250,35 +313,36 @@ impl Table {
     }
 
     fn take_seed(&self, node: NodeId) -> Option<Seed> {
-        if self.seeds_len.load(Ordering::Acquire) == 0 {
+        if !self.seeded.load(Ordering::Acquire) {
             return None;
         }
         let mut seeds = self.seeds.lock();
-        let seed = seeds.remove(&node);
-        self.seeds_len.store(seeds.len(), Ordering::Release);
+        let seed = seeds.take(node);
+        self.seeded.store(!seeds.is_empty(), Ordering::Release);
         seed
     }
 
     /// Whether the kernel was told the node by the process before, and nobody asked for it here yet.
     pub(crate) fn has_seed(&self, node: NodeId) -> bool {
-        self.seeds.lock().contains_key(&node)
+        self.seeds.lock().has(node)
     }
 
     /// The kernel gives back lookups of a node that nobody asked for here. Precondition: the lock of the node's shard is held.
     fn forget_seed_locked(&self, node: NodeId, count: u64) -> Forgotten {
-        if self.seeds_len.load(Ordering::Acquire) == 0 {
+        if !self.seeded.load(Ordering::Acquire) {
             return Forgotten::Nothing;
         }
         let mut seeds = self.seeds.lock();
-        let Some(seed) = seeds.get_mut(&node) else {
+        seeds.meet(node);
+        let Some(seed) = seeds.own.get_mut(&node) else {
             return Forgotten::Nothing;
         };
         seed.lookups = seed.lookups.saturating_sub(count);
         if seed.lookups > 0 {
             return Forgotten::Nothing;
         }
-        seeds.remove(&node);
-        self.seeds_len.store(seeds.len(), Ordering::Release);
+        seeds.own.remove(&node);
+        self.seeded.store(!seeds.is_empty(), Ordering::Release);
         Forgotten::Seed
     }
 

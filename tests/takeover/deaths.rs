@@ -133,16 +133,49 @@ fn a_reading_of_a_directory_goes_on_in_the_next_process() {
     rig.mount.unmount().unwrap();
 }
 
+/// Another reading has been in the same directory before it grew.
+#[test]
+fn a_directory_that_has_grown_is_listed_once_across_a_death() {
+    require!(skip::privileged());
+    require!(skip::kernel_resends());
+    const BEFORE: usize = 1000;
+    const ENTRIES: usize = 4000;
+    let rig = Rig::new("takeover-grown", LIMIT, |lower| {
+        for n in 0..BEFORE {
+            File::create(lower.join(format!("a-name-of-some-length-{n}"))).unwrap();
+        }
+    });
+    let mut other = fs::read_dir(rig.mount.path()).unwrap();
+    assert_eq!(other.by_ref().take(300).count(), 300);
+    for n in BEFORE..ENTRIES {
+        File::create(rig.mount.join(format!("a-name-of-some-length-{n}"))).unwrap();
+    }
+    for deaths_each in [1800, 700] {
+        let mut seen: HashSet<OsString> = HashSet::new();
+        for (n, entry) in fs::read_dir(rig.mount.path()).unwrap().enumerate() {
+            if n % deaths_each == deaths_each - 1 {
+                rig.end(Signal::SIGKILL);
+            }
+            assert!(seen.insert(entry.unwrap().file_name()), "listed twice");
+        }
+        assert_eq!(seen.len(), ENTRIES);
+    }
+    drop(other);
+    rig.mount.unmount().unwrap();
+}
+
 #[test]
 fn without_its_supervisor_a_daemon_goes_on() {
     require!(skip::privileged());
     require!(skip::kernel_resends());
-    let mut rig = Rig::new("takeover-alone", LIMIT, |lower| {
+    let rig = Rig::new("takeover-alone", LIMIT, |lower| {
         fs::write(lower.join("file"), "text").unwrap();
     });
     let worker = rig.worker();
     let mut open = File::open(rig.mount.join("file")).unwrap();
-    rig.mount.kill();
+    let supervisor = Pid::from_raw(rig.supervisor().cast_signed());
+    nix::sys::signal::kill(supervisor, Signal::SIGKILL).unwrap();
+    crate::common::daemon::wait_for_end(rig.supervisor());
     assert_eq!(whole(&mut open), "text");
     fs::write(rig.mount.join("new"), "new").unwrap();
     drop(open);
