@@ -7,6 +7,7 @@ mod block_map;
 mod handle;
 mod marks;
 mod override_stat;
+mod owned;
 mod partial;
 pub mod probe;
 
@@ -22,6 +23,7 @@ pub use marks::is_mark_of_lower;
 pub(super) use marks::{MarkNames, mark_name, mark_value, read_marks, whiteout_name};
 pub use override_stat::OverrideStat;
 pub(super) use override_stat::{OverrideValue, OverrideXattr};
+pub use owned::{IdMap, Unmapped, holds_ids, ids_shown, ids_written};
 pub use partial::{PartialError, PartialRecord};
 
 /// Prefix of a whiteout that is an entry beside what it hides.

@@ -1,6 +1,9 @@
 //! Layers that are reached through a mount which maps owners already.
 
+use std::ffi::OsStr;
+
 use super::Stat;
+use super::format::{IdMap, holds_ids, ids_shown};
 
 /// One range of ids: `count` ids from `shown` stand for those from `disk`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +31,18 @@ impl OwnerShift {
     pub(super) fn unshift(&self, stat: &mut Stat) {
         stat.uid = disk(&self.users, stat.uid);
         stat.gid = disk(&self.groups, stat.gid);
+    }
+
+    /// The same for the ids in the value of an xattr.
+    pub(super) fn unshift_value(&self, name: &OsStr, value: Vec<u8>) -> Option<Vec<u8>> {
+        if !holds_ids(name) {
+            return Some(value);
+        }
+        let map = IdMap {
+            user: &|id| Some(disk(&self.users, id)),
+            group: &|id| Some(disk(&self.groups, id)),
+        };
+        ids_shown(name, value, &map)
     }
 }
 

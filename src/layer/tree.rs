@@ -512,7 +512,11 @@ impl Tree {
     }
 
     pub(super) fn get_xattr(&self, node: &PathNode, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
-        node.reach(|spot| xattr::get(spot.xattr_target(), name))
+        let value = node.reach(|spot| xattr::get(spot.xattr_target(), name))?;
+        Ok(match &self.owners {
+            Some(owners) => value.and_then(|value| owners.unshift_value(name, value)),
+            None => value,
+        })
     }
 
     pub(super) fn file_handle(&self, node: &PathNode) -> io::Result<Option<FileHandle>> {

@@ -1,6 +1,11 @@
 //! Maps of user and group ids between the layers and the mount.
 
+use std::borrow::Cow;
+use std::ffi::OsStr;
+
 use serde::{Deserialize, Serialize};
+
+use crate::layer::format::{IdMap, Unmapped, holds_ids, ids_shown, ids_written};
 
 /// One range of an id map: `count` ids from `inside` (in the mount) stand for those from `outside` (on disk).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,12 +35,16 @@ pub struct IdMaps {
 pub const OVERFLOW_ID: u32 = 65534;
 
 fn to_inside(map: &[IdRange], id: u32) -> u32 {
+    to_inside_if(map, id).unwrap_or(OVERFLOW_ID)
+}
+
+fn to_inside_if(map: &[IdRange], id: u32) -> Option<u32> {
     if map.is_empty() {
-        return id;
+        return Some(id);
     }
     map.iter()
         .find(|r| id >= r.outside && id - r.outside < r.count)
-        .map_or(OVERFLOW_ID, |r| r.inside + (id - r.outside))
+        .map(|r| r.inside + (id - r.outside))
 }
 
 fn to_outside(map: &[IdRange], id: u32) -> Option<u32> {
@@ -65,6 +74,36 @@ impl IdMaps {
     /// The group on disk for one that a program names; `None` when the map has none.
     pub fn gid_outside(&self, gid: u32) -> Option<u32> {
         to_outside(&self.gids, gid)
+    }
+    /// The value of an xattr as programs see it; `None` where they see no such attribute. Where all files have one owner, ids in
+    /// values stay as they are.
+    pub fn value_inside(&self, name: &OsStr, value: Vec<u8>) -> Option<Vec<u8>> {
+        if !self.maps_values(name) {
+            return Some(value);
+        }
+        let map = IdMap {
+            user: &|id| to_inside_if(&self.uids, id),
+            group: &|id| to_inside_if(&self.gids, id),
+        };
+        ids_shown(name, value, &map)
+    }
+    /// The value to write for one that a program gives.
+    pub fn value_outside<'a>(
+        &self,
+        name: &OsStr,
+        value: &'a [u8],
+    ) -> Result<Cow<'a, [u8]>, Unmapped> {
+        if !self.maps_values(name) {
+            return Ok(Cow::Borrowed(value));
+        }
+        let map = IdMap {
+            user: &|id| to_outside(&self.uids, id),
+            group: &|id| to_outside(&self.gids, id),
+        };
+        ids_written(name, value, &map).map(Cow::Owned)
+    }
+    fn maps_values(&self, name: &OsStr) -> bool {
+        (!self.uids.is_empty() || !self.gids.is_empty()) && holds_ids(name)
     }
     /// Owners are shown as they lie on disk.
     pub fn is_identity(&self) -> bool {

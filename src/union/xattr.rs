@@ -13,6 +13,7 @@ use super::error::{Error, Result};
 use super::inode::{Inode, UpperPart};
 use super::partial::{CAPABILITY, Partial};
 use super::types::{Caller, NodeId};
+use crate::layer::format::Unmapped;
 use crate::layer::upper::{Namespace, Upper};
 use crate::layer::{Layer, format};
 use crate::sys::task;
@@ -62,7 +63,7 @@ impl Union {
         if matches!(value, Ok(None)) && data_below && name == CAPABILITY {
             value = self.capability_settled(&inode, || get(inode.partial()));
         }
-        let value = value?;
+        let value = value?.and_then(|value| self.params.ids.value_inside(name, value));
         value.ok_or(Error::Errno(libc::ENODATA))
     }
 
@@ -98,6 +99,8 @@ impl Union {
         let inode = self.node(node)?;
         self.writable()?;
         let disk = self.disk_name(name)?;
+        let value = self.params.ids.value_outside(name, value);
+        let value = value.map_err(|Unmapped| Error::Errno(libc::EINVAL))?;
         let cause = Cause::new("setxattr", caller);
         self.copy_up(&inode, Copy::Meta, cause)?;
         let upper = self.upper()?;
@@ -113,7 +116,7 @@ impl Union {
             partial.give_xattr_up(&disk)?;
         }
         change_attributes(&inode, &cause, || {
-            upper.set_xattr(&part.node, &disk, value, flags)?;
+            upper.set_xattr(&part.node, &disk, &value, flags)?;
             take_sgid(upper, &part, strip_sgid)
         })?;
         self.forget_acl(&inode, name);
