@@ -31,7 +31,7 @@ impl Union {
         let nlink = self.nlink(inode, stat)?;
         let blocks = self.blocks(inode, stat)?;
         Ok(Attr {
-            ino: inode.ino,
+            ino: self.shown_number(inode, stat),
             mode: stat.mode,
             nlink: u32::try_from(nlink).unwrap_or(u32::MAX),
             uid: self.params.ids.uid_inside(stat.uid),
@@ -80,7 +80,7 @@ impl Union {
         Ok(dir.listing.lock().as_ref().map_or(0, |l| l.subdirs()))
     }
 
-    fn nlink(&self, inode: &Arc<Inode>, stat: &Stat) -> Result<u64> {
+    pub(crate) fn nlink(&self, inode: &Arc<Inode>, stat: &Stat) -> Result<u64> {
         let (merged, dead, indexed, nameless_lower) = {
             let state = inode.state.read();
             let parts = state.lowers.len() + usize::from(state.upper.is_some());
@@ -105,7 +105,9 @@ impl Union {
             return Ok(2 + u64::from(self.subdirs(inode)?));
         }
         if let Some(indexed) = indexed {
-            return Ok(union_nlink(indexed.nlink, stat.nlink, indexed.lower_nlink));
+            // Where it is not known there are more names than the upper has.
+            let known = union_nlink(indexed.nlink, stat.nlink, indexed.lower_nlink);
+            return Ok(known.unwrap_or(stat.nlink));
         }
         if nameless_lower && inode.ino != self.root.ino {
             // Removed while open: the lower still has its name, the union has not.
@@ -357,13 +359,14 @@ pub(crate) fn apart_from_fill<T>(inode: &Inode, change: impl FnOnce() -> T) -> T
     }
 }
 
-/// The link count of the union, from what the marks say.
-pub(crate) fn union_nlink(base: NlinkBase, upper: u64, lower: u64) -> u64 {
+/// The link count of the union, from what the marks say. `None` where it is told by the lower's, which is not known.
+pub(crate) fn union_nlink(base: NlinkBase, upper: u64, lower: Option<u64>) -> Option<u64> {
     let (from, diff) = match base {
         NlinkBase::Upper(diff) => (upper, diff),
-        NlinkBase::Lower(diff) => (lower, diff),
+        NlinkBase::Lower(diff) => (lower?, diff),
     };
-    u64::try_from(i64::try_from(from).unwrap_or(i64::MAX).saturating_add(diff)).unwrap_or(0)
+    let count = i64::try_from(from).unwrap_or(i64::MAX).saturating_add(diff);
+    Some(u64::try_from(count).unwrap_or(0))
 }
 
 #[cfg(test)]

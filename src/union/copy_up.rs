@@ -38,6 +38,7 @@ use super::cause::Cause;
 use super::copy_data::{Copied, Pace, copy_data};
 use super::error::{Error, Result};
 use super::inode::{Indexed, Inode, LowerRef, NlinkBase, State, UpperPart};
+use super::links::is_of_name;
 use super::partial::Begun;
 use super::types::NodeId;
 use super::{Union, acl, stats};
@@ -180,7 +181,9 @@ impl Union {
         };
         self.note_copy_up(inode, cause.reason, begin.elapsed());
         drop(_copying);
-        if let (Some(node), Some(notify)) = (retired, self.notify.get()) {
+        // The number that is shown may be the copy's from now on.
+        let renumbered = is_of_name(inode.ino).then(|| inode.current_node());
+        if let (Some(node), Some(notify)) = (retired.or(renumbered), self.notify.get()) {
             notify.inval_attr(node);
         }
         Ok(())
@@ -261,6 +264,11 @@ impl Union {
         }
         // Nothing may fail between the index entry and the name.
         let real_ino = staged.stat()?.ino;
+        if origin.is_none() && !inode.is_dir() {
+            self.strays.put(real_ino, inode);
+        } else {
+            self.strays.forget(real_ino);
+        }
         if let Some(indexed) = &indexed {
             upper.index_add(&indexed.handle, staged.node())?;
         }
@@ -296,6 +304,9 @@ impl Union {
             }
             (Err(e), None) => return Err(e),
         };
+        if key.is_some() {
+            self.count_in_upper(upper, inode);
+        }
         let kind = if bytes > 0 {
             &self.stats.copy_up_data
         } else {
@@ -318,7 +329,7 @@ impl Union {
         }
         handle.as_ref().map(|handle| Indexed {
             handle: handle.clone(),
-            lower_nlink: stat.nlink,
+            lower_nlink: Some(stat.nlink),
             // True however many of the names have been linked up already.
             nlink: NlinkBase::Lower(0),
         })

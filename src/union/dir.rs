@@ -252,6 +252,7 @@ impl Union {
         let ino = self
             .stack
             .ino(stat.dev, stat.ino, || self.table.dynamic_ino());
+        self.strays.forget(stat.ino);
         let mut state = State {
             upper: Some(Box::new(UpperPart {
                 node,
@@ -282,6 +283,9 @@ impl Union {
             // The number belongs to the removed file that had this real inode before, and is still known.
             number = self.table.dynamic_ino();
         };
+        if number != ino && inode.dir.is_none() {
+            self.strays.put(stat.ino, &inode);
+        }
         if let Some(listing) = dir.listing.lock().as_mut() {
             listing.insert_upper(name, stat.file_type(), inode.ino);
         }

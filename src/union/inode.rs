@@ -78,8 +78,9 @@ impl NlinkBase {
 pub(crate) struct Indexed {
     /// The lower's handle: the key of the index.
     pub handle: OverlayHandle,
-    /// Link count of the lower inode.
-    pub lower_nlink: u64,
+    /// Link count of the lower inode. `None`: nobody may ask for it (who has no right to open by handle knows the number of an
+    /// origin, and no more).
+    pub lower_nlink: Option<u64>,
     /// Where the union's link count is counted from.
     pub nlink: NlinkBase,
 }

@@ -11,33 +11,69 @@ use super::cause::Cause;
 use super::copy_up::Copy;
 use super::error::{Error, Result};
 use super::inode::{Indexed, Inode, NlinkBase, UpperPart};
+use super::lock::RankedGuard;
 use super::namei::FoundInode;
 use super::types::{Caller, Entry, NodeId};
-use crate::layer::Layer;
 use crate::layer::upper::{Mark, Replace, TimeSet, Upper};
+use crate::layer::{Layer, Stat};
 
 /// The first of the inode numbers of names that stand for a file each, though a layer has one file under several. Above all
 /// that the table counts up.
 const NAMES_BASE: u64 = 0x7f << 56;
 
-/// The inode number of such a name, always the same: whoever looks it up, in whatever order, comes to one inode.
+/// The number of the inode of such a name, always the same: whoever looks it up, in whatever order, comes to one inode. Programs
+/// are shown the real file's (see [`Union::shown_number`]).
 pub(crate) fn number_of_name(parent: &Inode, name: &OsStr) -> u64 {
     let mut hasher = DefaultHasher::new();
     (parent.ino, name).hash(&mut hasher);
     NAMES_BASE | hasher.finish() >> 8
 }
 
+/// Whether an inode is that of such a name.
+pub(crate) fn is_of_name(ino: u64) -> bool {
+    ino >= NAMES_BASE && ino < NAMES_BASE + (1 << 56)
+}
+
 impl Union {
+    /// The inode number that programs see. `stat`: as [`Union::stat`] tells it. That of a name which stands for a file is the
+    /// layer's as long as the file is as it lies there: by it programs tell that names are of one file. The kernel's overlayfs
+    /// does the same.
+    pub(crate) fn shown_number(&self, inode: &Inode, stat: &Stat) -> u64 {
+        if !is_of_name(inode.ino) {
+            return inode.ino;
+        }
+        self.stack
+            .ino(stat.dev, stat.ino, || self.table.dynamic_ino())
+    }
+
     /// Writes down the union's link count relative to the upper's, before an operation that changes both alike: so the mark
     /// is true before it, after it, and after a crash in between.
+    ///
+    /// A count that is not known stays as it is: too large, if anything, which costs an index entry that nobody needs any more.
     pub(crate) fn fix_nlink(&self, upper: &Upper, inode: &Inode) -> Result<()> {
         let Some((indexed, part)) = Self::indexed(inode) else {
             return Ok(());
         };
         let real = upper.stat(&part.node)?.nlink;
-        let nlink = union_nlink(indexed.nlink, real, indexed.lower_nlink);
+        let Some(nlink) = union_nlink(indexed.nlink, real, indexed.lower_nlink) else {
+            return Ok(());
+        };
         let base = NlinkBase::Upper(nlink as i64 - real as i64);
         self.set_nlink(upper, inode, &part, base)
+    }
+
+    /// After a copy-up: from now on the upper alone tells how many names there are, also to who may not look at the lower.
+    pub(crate) fn count_in_upper(&self, upper: &Upper, inode: &Inode) {
+        let _names = self.names_of(&[inode]);
+        if let Err(e) = self.fix_nlink(upper, inode) {
+            log::warn!("how many names a copy has is told by its layer still: {e}");
+        }
+    }
+
+    /// To be held while names of these come or go.
+    pub(crate) fn names_of(&self, inodes: &[&Inode]) -> Option<RankedGuard<'_, ()>> {
+        let indexed = |inode: &&Inode| inode.state.read().indexed().is_some();
+        inodes.iter().any(indexed).then(|| self.names.lock())
     }
 
     fn set_nlink(
@@ -59,8 +95,22 @@ impl Union {
         Some((state.indexed().cloned()?, state.upper.as_deref().cloned()?))
     }
 
+    /// A name is about to come to a file of which it is not known how many it has: the mark must not tell fewer than there are to
+    /// who knows the lower.
+    fn count_unknown(&self, upper: &Upper, inode: &Inode) -> Result<()> {
+        let Some((indexed, part)) = Self::indexed(inode) else {
+            return Ok(());
+        };
+        match (indexed.nlink, indexed.lower_nlink) {
+            (NlinkBase::Lower(more), None) => {
+                self.set_nlink(upper, inode, &part, NlinkBase::Lower(more + 1))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Gives an indexed inode its upper entry under a name that only a lower has so far. The number of names does not change.
-    /// Precondition: the directory's `ops` lock is held and the directory is in the upper.
+    /// Precondition: the directory's `ops` lock and [`Union::names_of`] are held and the directory is in the upper.
     pub(crate) fn link_up_locked(
         &self,
         upper: &Upper,
@@ -74,8 +124,14 @@ impl Union {
         let dir = parent.upper().ok_or(Error::Errno(libc::EIO))?;
         let real = upper.stat(&part.node)?.nlink;
         let nlink = union_nlink(indexed.nlink, real, indexed.lower_nlink);
-        let base = NlinkBase::Lower(nlink as i64 - indexed.lower_nlink as i64);
-        self.set_nlink(upper, inode, &part, base)?;
+        match (nlink, indexed.lower_nlink) {
+            (Some(nlink), Some(lower)) => {
+                let base = NlinkBase::Lower(nlink as i64 - lower as i64);
+                self.set_nlink(upper, inode, &part, base)?;
+            }
+            // True before the link, and one too many from it on, until it is counted.
+            (Some(_), None) | (None, _) => {}
+        }
         let before = upper.stat(&dir.node)?;
         self.mark_impure(upper, parent, &dir)?;
         upper.link(&part.node, &dir.node, name, Replace::Nothing)?;
@@ -86,6 +142,10 @@ impl Union {
         )?;
         if let Some(listing) = Self::dir_part(parent)?.listing.lock().as_mut() {
             listing.mark_upper(name);
+        }
+        if let (Some(nlink), None) = (nlink, indexed.lower_nlink) {
+            let base = NlinkBase::Upper(nlink as i64 - real as i64 - 1);
+            return self.set_nlink(upper, inode, &part, base);
         }
         self.fix_nlink(upper, inode)
     }
@@ -119,8 +179,9 @@ impl Union {
                 .ok_or(Error::Errno(libc::EIO))?;
             (part, state.dentries.is_empty(), state.has_origin)
         };
-        // An unlinked file cannot come back.
-        if nameless || parent.state.read().dead {
+        // An unlinked file cannot come back. It may have names that nobody asked for.
+        let unlinked = nameless && self.nlink(&inode, &upper.stat(&part.node)?)? == 0;
+        if unlinked || parent.state.read().dead {
             return Err(Error::Errno(libc::ENOENT));
         }
         let at = self.at_locked(&parent, new_name)?;
@@ -128,7 +189,9 @@ impl Union {
             return Err(Error::Errno(libc::EEXIST));
         }
         let into = parent.upper().ok_or(Error::Errno(libc::EIO))?;
+        let _names = self.names_of(&[&inode]);
         self.fix_nlink(upper, &inode)?;
+        self.count_unknown(upper, &inode)?;
         if has_origin {
             self.mark_impure(upper, &parent, &into)?;
         }
@@ -192,7 +255,8 @@ impl Union {
             return Ok(());
         };
         let real = upper.stat(&part.node)?.nlink;
-        if union_nlink(indexed.nlink, real, indexed.lower_nlink) > 0 {
+        // Without its entry the other names would show the lower again.
+        if union_nlink(indexed.nlink, real, indexed.lower_nlink) != Some(0) {
             return Ok(());
         }
         if !upper.is_pinned(&part.node) {

@@ -8,8 +8,9 @@
 //!    because publishing the copy needs the parent's directory lock at the end of the copying, and nobody
 //!    who holds a directory lock starts a copy-up.
 //! 3. `Dir`: one directory's entries while they change (parent before child, else by ascending inode number).
-//! 4. `Open`: how one inode is open, against the decision to retire its node id.
-//! 5. `Leaf`: tables and fields; never held across a system call.
+//! 4. `Names`: of files in the index, while their number of names changes.
+//! 5. `Open`: how one inode is open, against the decision to retire its node id.
+//! 6. `Leaf`: tables and fields; never held across a system call.
 
 use crate::sys::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -20,6 +21,7 @@ pub(crate) enum Rank {
     Rename,
     CopyUp,
     Dir,
+    Names,
     Open,
 }
 

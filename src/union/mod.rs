@@ -49,6 +49,7 @@ mod rename;
 pub mod report;
 mod stack;
 mod stats;
+mod strays;
 mod table;
 pub mod types;
 mod xattr;
@@ -77,6 +78,7 @@ use lock::{Rank, Ranked};
 use open::IdleFiles;
 use params::RedirectDir;
 use stack::Stack;
+use strays::Strays;
 use table::Table;
 
 /// The merged filesystem.
@@ -112,8 +114,9 @@ pub struct Union {
     adopted: OnceLock<adopt::Adopted>,
     /// A lower file of several names was found. Atomic.
     met_links: AtomicBool,
-    /// And there is no index entry to keep its names together. Atomic.
-    names_apart: AtomicBool,
+    strays: Strays,
+    /// Held while the number of names of a file changes that is in the index, across the system calls that do it.
+    names: Ranked<()>,
 }
 
 struct NotifyCell(Arc<dyn Notify>);
@@ -178,7 +181,8 @@ impl Union {
             journal: OnceLock::new(),
             adopted: OnceLock::new(),
             met_links: AtomicBool::new(false),
-            names_apart: AtomicBool::new(false),
+            strays: Strays::default(),
+            names: Ranked::new(Rank::Names, ()),
         })
     }
 

@@ -80,7 +80,7 @@ impl Union {
             node,
             generation: 0,
             attr,
-            attr_ttl: if node == attr.ino {
+            attr_ttl: if node == found.inode.ino {
                 self.attr_ttl(&found.inode, node)
             } else {
                 std::time::Duration::ZERO
@@ -299,27 +299,21 @@ impl Union {
         let upper_ino = resolved.upper.as_ref().map(|u| u.stat.ino);
         let upper_node = resolved.upper.as_ref().map(|u| u.node.clone());
         let mut ino = identity.ino;
-        let apart = identity.apart;
+        let (computed, apart) = (identity.ino, identity.apart);
+        let stray = upper_ino
+            .and_then(|real| self.strays.find(real))
+            .filter(|inode| self.same_file(inode, &stat, upper_ino));
         if apart {
-            self.names_apart.store(true, Ordering::Relaxed);
             ino = number_of_name(parent, name);
-        } else if let Some(upper) = &resolved.upper
-            && self.names_apart.load(Ordering::Relaxed)
-            && upper.marks.origin.is_none()
-            && let known = number_of_name(parent, name)
-            && let Some(inode) = self.table.find_ino(known)
-            && inode.state.read().has_name(parent, name)
-            && self.same_file(&inode, &stat, upper_ino)
-        {
-            // It was such a name before its copy-up.
-            ino = known;
         }
         let copied = resolved
             .upper
             .as_ref()
             .is_some_and(|upper| upper.marks.origin.is_some() || !resolved.lowers.is_empty());
         let as_before = (upper_ino.unwrap_or(0), stat.file_type(), copied);
-        if let Some(before) = self.adopted_number(parent, name, as_before) {
+        if let Some(stray) = &stray {
+            ino = stray.ino;
+        } else if let Some(before) = self.adopted_number(parent, name, as_before) {
             ino = before;
         } else if (stat.is_dir() || stat.nlink <= 1) && self.is_anothers(ino, parent, name) {
             ino = self.table.dynamic_ino();
@@ -340,6 +334,12 @@ impl Union {
                 return Ok(None);
             };
             if new {
+                if let Some(real) = upper_ino
+                    && ino != computed
+                    && !inode.is_dir()
+                {
+                    self.strays.put(real, &inode);
+                }
                 if self.took_over() {
                     // The process before may know it by other names alone.
                     self.note_name(&inode, parent, name);
@@ -504,7 +504,7 @@ impl Union {
         Ok(Identity {
             indexed: Some(Indexed {
                 handle,
-                lower_nlink: stat.nlink,
+                lower_nlink: Some(stat.nlink),
                 nlink,
             }),
             ..plain
@@ -524,7 +524,7 @@ impl Union {
         let Some((dev, real, nlink)) = self.origin_number(origin)? else {
             return Ok(None);
         };
-        if nlink > 1 && !in_index {
+        if nlink.is_some_and(|nlink| nlink > 1) && !in_index {
             return Ok(None);
         }
         let indexed = in_index.then(|| Indexed {
@@ -544,11 +544,11 @@ impl Union {
         }))
     }
 
-    /// Device, inode number and link count of the lower that an origin names.
+    /// Device and inode number of the lower that an origin names, and its link count where that is known.
     pub(crate) fn origin_number(
         &self,
         origin: &crate::layer::OverlayHandle,
-    ) -> Result<Option<(u64, u64, u64)>> {
+    ) -> Result<Option<(u64, u64, Option<u64>)>> {
         let mut asked: Vec<u64> = Vec::new();
         for layer in &self.stack.lowers {
             if asked.contains(&layer.dev()) {
@@ -556,12 +556,12 @@ impl Union {
             }
             asked.push(layer.dev());
             if let Some(stat) = layer.stat_by_handle(origin)? {
-                return Ok(Some((stat.dev, stat.ino, stat.nlink)));
+                return Ok(Some((stat.dev, stat.ino, Some(stat.nlink))));
             }
             // Without the right to open by handle, the handle itself still tells the number. A file of several names is
             // then known by its index entry alone.
             if let Some(ino) = layer.ino_of_handle(origin) {
-                return Ok(Some((layer.dev(), ino, 1)));
+                return Ok(Some((layer.dev(), ino, None)));
             }
         }
         Ok(None)

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::Union;
 use super::error::{Error, Result};
 use super::inode::Inode;
+use super::links::is_of_name;
 use super::listing::{COOKIE_DOT, COOKIE_DOTDOT, Item};
 use super::table::Forgotten;
 use super::types::{DirEntry, Entry, NodeId};
@@ -100,7 +101,7 @@ impl Union {
         let full = sink(
             DirEntry {
                 name: &item.name,
-                ino: found.inode.ino,
+                ino: entry.attr.ino,
                 file_type: found.inode.file_type(),
                 cookie,
             },
@@ -169,10 +170,11 @@ impl Union {
 
     /// The `d_ino` of an entry; `None` when it is gone.
     fn item_ino(&self, inode: &Arc<Inode>, item: &Item) -> Result<Option<u64>> {
-        if item.ino != 0 {
+        if item.ino != 0 && !is_of_name(item.ino) {
             return Ok(Some(item.ino));
         }
-        Ok(self.find(inode, &item.name)?.map(|found| found.inode.ino))
+        let found = self.find(inode, &item.name)?;
+        Ok(found.map(|found| self.shown_number(&found.inode, &found.stat)))
     }
 
     pub(crate) fn do_fsyncdir(&self, node: NodeId) -> Result<()> {

@@ -31,6 +31,7 @@ impl Union {
         if !at.upper && (at.whiteout || !at.lower) {
             return Err(Error::Errno(libc::ENOENT));
         }
+        let _names = self.names_of(&[&inode]);
         if !at.upper && Self::indexed(&inode).is_some() {
             self.link_up_locked(upper, &inode, &parent, name)?;
             at.upper = true;

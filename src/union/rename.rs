@@ -147,6 +147,10 @@ impl Union {
         let upper = self.upper()?;
         let mut old = self.at_locked(from.parent, from.name)?;
         self.check_still(&old)?;
+        let _names = match target {
+            Some(target) => self.names_of(&[inode, target]),
+            None => self.names_of(&[inode]),
+        };
         self.ensure_named(upper, inode, from, &mut old)?;
         let mut new = self.at_locked(to.parent, to.name)?;
         if let Some(target) = target {
@@ -216,6 +220,7 @@ impl Union {
         let mut new = self.at_locked(to.parent, to.name)?;
         self.check_still(&old)?;
         self.check_still(&new)?;
+        let _names = self.names_of(&[inode, target]);
         self.ensure_named(upper, inode, from, &mut old)?;
         self.ensure_named(upper, target, to, &mut new)?;
         if inode.is_dir() {

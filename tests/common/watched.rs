@@ -34,6 +34,11 @@ pub trait Watch: Debug + Send + Sync {
     fn has_handles(&self) -> bool {
         true
     }
+
+    /// Whether a file may be looked at by its handle. Who may not knows the handle's number only.
+    fn may_open_handles(&self) -> bool {
+        true
+    }
 }
 
 /// A plain directory that is watched.
@@ -92,7 +97,7 @@ impl<W: Watch> Layer for WatchedLayer<W> {
         self.inner.handle(node)
     }
     fn stat_by_handle(&self, handle: &OverlayHandle) -> io::Result<Option<Stat>> {
-        if !self.watch.has_handles() {
+        if !self.watch.has_handles() || !self.watch.may_open_handles() {
             return Ok(None);
         }
         self.inner.stat_by_handle(handle)
