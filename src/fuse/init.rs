@@ -1,5 +1,7 @@
 //! What is agreed on with the kernel when the mount is made.
 
+use std::time::Duration;
+
 use fuser::{InitFlags, KernelConfig, Version};
 
 /// The largest write or read request; the kernel's own limit is 256 pages unless an administrator raised it.
@@ -26,6 +28,9 @@ pub struct Settings {
     pub no_xattrs: bool,
     /// How many requests are served at once.
     pub threads: usize,
+    /// For how long a thread looks for the next request before it sleeps, where requests follow each other closely; zero: not
+    /// at all.
+    pub busy_poll: Duration,
     /// How many nodes the kernel should know at most: beyond that it is asked to forget some that nothing uses.
     pub most_nodes: Option<usize>,
 }

@@ -7,6 +7,7 @@
 //! - `passthrough`: backing files of the requests at hand;
 //! - `counters`: how often each operation was asked, and how long it took;
 //! - `reply`: results as replies; `shared`: what all requests have in common;
+//! - `busy_poll`: how the next request is waited for;
 //! - `replay`: requests that must not be done twice;
 //! - `session`: the threads that serve a connection, and invalidations the other way.
 //!
@@ -16,6 +17,7 @@
 //! offers it only where `fuse.enable_uring` was set, and `FUSE_NOTIFY_RESEND` passes its rings over.
 
 mod adaptor;
+mod busy_poll;
 mod convert;
 mod counters;
 mod data;
@@ -26,6 +28,7 @@ mod reply;
 mod session;
 mod shared;
 
+pub use busy_poll::DEFAULT_LIMIT as BUSY_POLL;
 pub use counters::Counters;
 pub use init::Settings;
 pub use session::{Access, Connection, Session, TakeOver, answer_to, can_resend};

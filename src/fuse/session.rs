@@ -96,6 +96,9 @@ impl Session {
         if let Some(keeper) = keeper {
             take_over(&union, &keeper, resend.is_some())?;
         }
+        if !settings.busy_poll.is_zero() {
+            shared.busy_poll.watch(inner.as_fd().try_clone_to_owned()?);
+        }
         let (sender, stale) = channel();
         let pruner = match settings.most_nodes {
             Some(most) => Some(Pruner {

@@ -4,10 +4,11 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::busy_poll::BusyPoll;
 use super::counters::{Counters, Op};
 use super::init::{Agreed, Settings};
 use super::passthrough::{Keeper, Registrar};
@@ -27,6 +28,8 @@ pub(super) struct Shared {
     counters: Arc<Counters>,
     /// How many threads are at work that may take long. Atomic.
     long: AtomicUsize,
+    /// Protects itself.
+    pub(super) busy_poll: BusyPoll,
     /// Where the mount outlives the process. Immutable.
     keeper: Option<Keeper>,
 }
@@ -44,6 +47,7 @@ impl Shared {
             agreed: OnceLock::new(),
             counters,
             long: AtomicUsize::new(0),
+            busy_poll: BusyPoll::new(settings.busy_poll, settings.threads),
             keeper,
         }
     }
@@ -68,20 +72,26 @@ impl Shared {
         }
     }
 
-    /// Does the work of one request. A panic in it drops the reply, which then answers `EIO`, and the mount goes on.
+    /// Does the work of one request on a thread of the session, which reads the next one after it. A panic in it drops the
+    /// reply, which then answers `EIO`, and the mount goes on.
     pub(super) fn serve(&self, op: Op, work: impl FnOnce(&Union)) {
-        self.work(op, work);
+        let came = Instant::now();
+        self.busy_poll.begin();
+        let took = self.work(op, came, work);
+        self.busy_poll.wait(came, came + took);
     }
 
-    fn work(&self, op: Op, work: impl FnOnce(&Union)) {
-        let start = Instant::now();
+    /// Returns how long it took.
+    fn work(&self, op: Op, start: Instant, work: impl FnOnce(&Union)) -> Duration {
         if let Err(text) = caught(|| work(&self.union)) {
             log::error!("{} panicked and answers EIO: {text}", op.name());
         }
-        self.counters.add(op, start.elapsed());
+        let took = start.elapsed();
+        self.counters.add(op, took);
         if let Some(keeper) = &self.keeper {
             keeper.journal.count();
         }
+        took
     }
 
     /// Asks something on whose answer no data hangs. A panic, which was logged, means no: the thread must not end of it.
@@ -114,7 +124,7 @@ impl Shared {
             .spawn(move || {
                 let work = theirs.lock().take();
                 if let Some((work, turn)) = work {
-                    shared.work(op, |union| work(union, turn));
+                    shared.work(op, Instant::now(), |union| work(union, turn));
                 }
             });
         if let Err(e) = started {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use self::names::{Flag, NAMED_ONCE, WITHOUT_EFFECT, flag, not_supported, unknown};
-use self::values::{on_off, one_zero, path, seconds, size, split, unescape};
+use self::values::{micros, on_off, one_zero, path, seconds, size, split, unescape};
 use super::error::OptionError;
 use super::mapping;
 use crate::layer::format::OverrideStat;
@@ -100,6 +100,9 @@ pub struct MountOptions {
     pub debug: bool,
     /// `sandbox`.
     pub sandbox: bool,
+    /// `busy_poll`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub busy_poll: Option<Duration>,
 }
 
 mod flag_bits {
@@ -150,6 +153,9 @@ pub enum LayerIndex {
 /// A partial file is larger than a block, of which one is always copied.
 const SMALLEST_PARTIAL: u64 = 4096;
 
+/// The longest `busy_poll`.
+const MOST_BUSY_POLL: Duration = Duration::from_millis(1);
+
 /// The largest file that any filesystem has.
 const LARGEST_PARTIAL: u64 = i64::MAX as u64;
 
@@ -189,6 +195,7 @@ impl Default for MountOptions {
             layer_index: LayerIndex::default(),
             debug: false,
             sandbox: true,
+            busy_poll: None,
         }
     }
 }
@@ -378,6 +385,10 @@ impl MountOptions {
                 });
             }
             "sandbox" => self.sandbox = on_off(&text).ok_or_else(|| wrong("on or off"))?,
+            "busy_poll" => {
+                let limit = micros(&text).filter(|limit| *limit <= MOST_BUSY_POLL);
+                self.busy_poll = Some(limit.ok_or_else(|| wrong("microseconds, at most 1000"))?);
+            }
             "layer_index" => {
                 self.layer_index = match &*text {
                     "on" => LayerIndex::Stored,

@@ -1,8 +1,10 @@
 //! What a mount is told, made of the options and of what the process may do.
 
+use std::time::Duration;
+
 use super::error::MountError;
 use super::options::{MountOptions, Partial};
-use crate::fuse::{Access, Settings};
+use crate::fuse::{Access, BUSY_POLL, Settings};
 use crate::layer::format::OverrideStat;
 use crate::layer::upper::{AccessTimes, Namespace, UpperOptions};
 use crate::sys::caps;
@@ -79,6 +81,11 @@ pub(super) fn settings(options: &MountOptions, passthrough: bool, stacked: bool)
         posix_acl: !options.noacl,
         no_xattrs: options.no_xattrs,
         threads: cpus.max(2),
+        busy_poll: match options.busy_poll {
+            // Nobody could ask meanwhile.
+            _ if cpus < 2 => Duration::ZERO,
+            limit => limit.unwrap_or(BUSY_POLL),
+        },
         // Half of it is for all else.
         most_nodes: memory::limit()
             .map(|limit| usize::try_from(limit / 2 / NODE_BYTES).unwrap_or(usize::MAX)),

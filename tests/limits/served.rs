@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use acetate::fuse::{Access, Connection, Session, Settings};
 use acetate::layer::dir::{DirLayer, LayerOptions};
@@ -59,6 +60,7 @@ impl Served {
             posix_acl: true,
             no_xattrs: false,
             threads,
+            busy_poll: Duration::ZERO,
             most_nodes: None,
         };
         let connection = Connection::Own(device);

@@ -121,6 +121,7 @@ pub(super) const NAMED_ONCE: &[&str] = &[
     "noxattrs",
     "layer_index",
     "sandbox",
+    "busy_poll",
 ];
 
 /// Options that are known elsewhere, and why they are not here.

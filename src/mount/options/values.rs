@@ -44,6 +44,14 @@ pub(super) fn seconds(text: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(text.parse().ok()?).ok()
 }
 
+/// A whole number of them.
+pub(super) fn micros(text: &str) -> Option<Duration> {
+    if !text.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    Some(Duration::from_micros(text.parse().ok()?))
+}
+
 /// Cuts at a separator that is neither escaped by a backslash nor between double quotes.
 pub(super) fn split(text: &[u8], separator: u8) -> Vec<&[u8]> {
     let mut parts = Vec::new();
