@@ -6,9 +6,8 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
-use acetate::fuse::{Access, Connection, Session, Settings};
+use acetate::fuse::{Access, BUSY_POLL, Connection, Session, Settings};
 use acetate::layer::dir::{DirLayer, LayerOptions};
 use acetate::layer::fdcache::FdCache;
 use acetate::layer::format::OverrideStat;
@@ -60,7 +59,7 @@ impl Served {
             posix_acl: true,
             no_xattrs: false,
             threads,
-            busy_poll: Duration::ZERO,
+            busy_poll: BUSY_POLL,
             most_nodes: None,
         };
         let connection = Connection::Own(device);

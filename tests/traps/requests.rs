@@ -138,3 +138,31 @@ fn what_was_read_by_an_open_is_never_stale() {
         });
     }
 }
+
+/// The processor time that a process has taken, in clock ticks.
+fn processor_time(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .unwrap()
+        .1
+        .split_whitespace()
+        .collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn an_idle_mount_takes_no_processor_time() {
+    require!(skip::privileged());
+    let rig = Rig::new("idle", "busy_poll=1000", |_| {});
+    let pid = rig.mount.pid().unwrap();
+    for i in 0..2000 {
+        assert!(fs::symlink_metadata(rig.at(format!("missing{i}"))).is_err());
+    }
+    let before = processor_time(pid);
+    // The time that is measured: who polls takes half of it and more.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let ticks = processor_time(pid) - before;
+    assert!(ticks < 10, "{ticks} ticks in a second");
+    rig.finish(|_| {});
+}
