@@ -303,6 +303,17 @@ impl Union {
         flags & libc::O_ACCMODE == libc::O_RDWR && !self.params.writeback
     }
 
+    /// Whether each write by such a descriptor is to be durable, on a filesystem where names have to be committed before.
+    fn settles_writes(&self, flags: i32) -> bool {
+        flags & libc::O_DSYNC != 0
+            && flags & libc::O_ACCMODE != libc::O_RDONLY
+            && self
+                .stack
+                .upper
+                .as_ref()
+                .is_some_and(|upper| upper.must_settle_names())
+    }
+
     /// Opens an inode that has what the flags need in the upper. `staged`: the real file, open already, and its mode.
     pub(crate) fn open_inode(
         &self,
@@ -339,7 +350,7 @@ impl Union {
             return Ok(self.opened(inode, open, flags, shared, Some((backing, id)), mapper));
         }
         // All passthrough handles share one file, so it must be fit for writing, whoever opens first.
-        let may_pass = self.params.passthrough && cached == 0;
+        let may_pass = self.params.passthrough && cached == 0 && !self.settles_writes(flags);
         let access = if upper && (write || may_pass) && !self.params.read_only {
             Access::Write
         } else {

@@ -46,8 +46,6 @@ impl LoopImage {
             .and_then(|f| f.keep().map_err(|e| e.error))
             .map_err(|e| e.to_string())?;
         file.0.set_len(size).map_err(|e| e.to_string())?;
-        let dir = file.1.with_extension("mnt");
-        std::fs::create_dir(&dir).map_err(|e| e.to_string())?;
         run(Command::new("sh")
             .arg("-c")
             .arg("PATH=$PATH:/usr/sbin:/sbin; exec \"$@\"")
@@ -60,9 +58,16 @@ impl LoopImage {
             })
             .args(mkfs)
             .arg(&file.1))?;
+        Self::mounted(&file.1, fstype, options)
+    }
+
+    /// Mounts a filesystem that a file holds already.
+    pub fn mounted(file: &Path, fstype: &str, options: &str) -> Result<LoopImage, String> {
+        let dir = file.with_extension("mnt");
+        std::fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
         run(Command::new("mount")
             .args(["-t", fstype, "-o", options])
-            .arg(&file.1)
+            .arg(file)
             .arg(&dir))?;
         Ok(LoopImage { dir, mounted: true })
     }

@@ -1,7 +1,7 @@
 //! What the disk has no room for, or cannot read, is told: data is never dropped, nor made up, without a word.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -167,4 +167,45 @@ fn an_error_in_the_middle_of_a_file_is_not_its_end() {
     }
     drop(disk);
     image.unmount().unwrap();
+}
+
+/// btrfs makes one file's name durable ahead of others when it syncs the file.
+#[test]
+fn a_synced_write_after_a_rename_leaves_the_old_name_to_nobody() {
+    require!(skip::privileged());
+    let _limit = Watchdog::new("synced write", Duration::from_secs(120));
+    let mut stand = Stand::new("synced-write");
+    let image = match LoopImage::new(&stand.scratch, "btrfs", 128 << 20) {
+        Ok(image) => image,
+        Err(reason) => skip!("{reason}"),
+    };
+    stand.put_changes_on(image.path());
+    fs::create_dir(stand.lower.join("dir")).unwrap();
+    let flags = [libc::O_SYNC, libc::O_DSYNC];
+    for at in 0..flags.len() {
+        fs::write(stand.lower.join(format!("dir/old-{at}")), "lower").unwrap();
+    }
+    let mount = stand.acetate("").mount();
+    fs::write(mount.join("dir/first"), "").unwrap();
+    rustix::fs::syncfs(File::open(image.path()).unwrap()).unwrap();
+    for (at, flags) in flags.into_iter().enumerate() {
+        let new = mount.join(format!("dir/new-{at}"));
+        fs::rename(mount.join(format!("dir/old-{at}")), &new).unwrap();
+        let file = open(&new, libc::O_WRONLY | flags).unwrap();
+        file.write_all_at(b"written", 0).unwrap();
+        // What a power cut would leave.
+        let disk = stand.scratch.join(format!("disk-{at}"));
+        fs::copy(image.path().with_extension(""), &disk).unwrap();
+    }
+    mount.unmount().unwrap();
+    image.unmount().unwrap();
+    for at in 0..flags.len() {
+        let disk = stand.scratch.join(format!("disk-{at}"));
+        let after = LoopImage::mounted(&disk, "btrfs", "loop").unwrap();
+        let dir = after.path().join("upper/dir");
+        assert_eq!(fs::read(dir.join(format!("new-{at}"))).unwrap(), b"written");
+        let old = fs::symlink_metadata(dir.join(format!("old-{at}")));
+        assert!(old.unwrap().file_type().is_char_device(), "no whiteout");
+        after.unmount().unwrap();
+    }
 }

@@ -111,12 +111,15 @@ impl Upper {
         matches!(self.order.kind, Kind::Journal | Kind::Log)
     }
 
+    /// Whether a sync takes names ahead of others, unless [`Upper::settle_names`] was called before it: one that the kernel makes by
+    /// itself is then none to rely on.
+    pub fn must_settle_names(&self) -> bool {
+        self.order.kind == Kind::Log && !self.options.volatile
+    }
+
     /// Makes the names durable that an fsync might take ahead of others; to be called before it.
     pub fn settle_names(&self) -> io::Result<()> {
-        if self.order.kind != Kind::Log
-            || self.options.volatile
-            || !self.order.names.swap(false, Ordering::AcqRel)
-        {
+        if !self.must_settle_names() || !self.order.names.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
         let committed = writeback::commit_btrfs(self.root_fd.as_fd()).or_else(|e| {
