@@ -11,6 +11,7 @@ pub mod memory;
 pub mod mount;
 pub mod mount_clone;
 pub mod mountinfo;
+pub mod owed;
 pub mod panics;
 pub mod path_fd;
 pub mod priority;

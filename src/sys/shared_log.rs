@@ -8,7 +8,7 @@
 use std::fmt;
 use std::io;
 use std::ops::Deref;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -48,8 +48,24 @@ const LENGTHS: usize = 1;
 const NOTE_LENGTH: usize = 8;
 const NOTE: usize = 256;
 
+/// The first of the words that tell what is owed: [`OWED_WORDS`] for each of [`MOST_OWED`].
+const OWED: usize = HEAD / 2 / 8;
+const OWED_WORDS: usize = 4;
+const MOST_OWED: usize = HEAD / 2 / 8 / OWED_WORDS;
+
 /// A note is no longer.
-const LONGEST_NOTE: usize = HEAD - NOTE;
+const LONGEST_NOTE: usize = HEAD / 2 - NOTE;
+
+/// A mode that a file is to get back from whoever has the files of this process open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwedMode {
+    /// The file.
+    pub fd: RawFd,
+    /// Its inode number.
+    pub ino: u64,
+    /// As in `st_mode`.
+    pub mode: u32,
+}
 
 /// See the module.
 pub struct SharedLog {
@@ -59,6 +75,8 @@ pub struct SharedLog {
     writing: Mutex<()>,
     /// How many [`Pinned`] there are of each region. Atomics; the first of a region is counted under `writing`.
     pins: [AtomicUsize; REGIONS],
+    /// Which slots for what is owed are in use, by bits. A leaf lock.
+    slots: Mutex<u64>,
 }
 
 // SAFETY: the head is only touched as atomics, and the regions only under `writing`, or below a length that was read from
@@ -104,6 +122,7 @@ impl SharedLog {
                 memory,
                 writing: Mutex::new(()),
                 pins: Default::default(),
+                slots: Mutex::new(0),
             }),
             None => Err(io::ErrorKind::OutOfMemory.into()),
         }
@@ -154,6 +173,48 @@ impl SharedLog {
             std::slice::from_raw_parts(self.start.as_ptr().add(NOTE), length.min(LONGEST_NOTE))
         }
         .to_vec()
+    }
+
+    /// Writes down a mode that is to be put back. `None`: there is no room.
+    pub fn owe(&self, owed: OwedMode) -> Option<usize> {
+        let mut slots = self.slots.lock();
+        let slot = (!*slots).trailing_zeros() as usize;
+        if slot >= MOST_OWED {
+            return None;
+        }
+        *slots |= 1 << slot;
+        let at = OWED + slot * OWED_WORDS;
+        self.word(at + 1).store(owed.ino, Ordering::Relaxed);
+        self.word(at + 2)
+            .store(u64::from(owed.mode), Ordering::Relaxed);
+        // Last: by it the slot counts.
+        let number = u64::from(owed.fd.cast_unsigned()) + 1;
+        self.word(at).store(number, Ordering::Release);
+        Some(slot)
+    }
+
+    /// It was put back.
+    pub fn settle(&self, slot: usize) {
+        if slot < MOST_OWED {
+            self.word(OWED + slot * OWED_WORDS)
+                .store(0, Ordering::Release);
+            *self.slots.lock() &= !(1 << slot);
+        }
+    }
+
+    /// What is to be put back, with the slots.
+    pub fn owed(&self) -> Vec<(usize, OwedMode)> {
+        let all = (0..MOST_OWED).filter_map(|slot| {
+            let at = OWED + slot * OWED_WORDS;
+            let number = self.word(at).load(Ordering::Acquire).checked_sub(1)?;
+            let owed = OwedMode {
+                fd: RawFd::try_from(number).ok()?,
+                ino: self.word(at + 1).load(Ordering::Relaxed),
+                mode: self.word(at + 2).load(Ordering::Relaxed) as u32,
+            };
+            Some((slot, owed))
+        });
+        all.collect()
     }
 
     fn region(&self, region: usize) -> *mut u8 {

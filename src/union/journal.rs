@@ -16,13 +16,14 @@ use std::sync::atomic::Ordering;
 use super::book::Book;
 use super::record::Record;
 use super::types::NodeId;
+use crate::sys::owed;
 use crate::sys::panics::caught;
 use crate::sys::shared_log::{Pinned, SharedLog, Word};
 use crate::sys::sync::{AtomicBool, Mutex, MutexGuard};
 
 /// The log is condensed when it is so much longer than it was after the last time, and by an eighth: what was appended since then is
 /// all that a process reads that takes the mount over.
-const CONDENSE_ABOVE: usize = 4 << 20;
+const CONDENSE_ABOVE: usize = 2 << 20;
 
 /// The same when another process takes it over.
 const SHORTEN_ABOVE: usize = 128 << 10;
@@ -65,6 +66,7 @@ pub struct Journal {
 impl Journal {
     /// Goes on with a log.
     pub fn new(log: Arc<SharedLog>) -> Arc<Journal> {
+        owed::keep_in(&log);
         Arc::new(Journal {
             log,
             condensing: AtomicBool::new(false),
@@ -78,6 +80,8 @@ impl Journal {
 
     /// Goes on with the log of a process that has died. However short the lives of such processes are, it does not grow.
     pub fn take_up(log: Arc<SharedLog>) -> Arc<Journal> {
+        // Before what that one left open is closed.
+        owed::pay(&log);
         let journal = Journal::new(log);
         let mut book = Book::read(journal.log.pin());
         let has_grown = journal.has_grown_by(SHORTEN_ABOVE);
@@ -193,6 +197,7 @@ impl Journal {
 
     /// The same as [`Journal::left_open`], of a log that somebody else goes on with.
     pub fn left_in(log: &SharedLog) -> HashMap<RawFd, u64> {
+        owed::pay(log);
         log.whole(|log| Book::read(log).left_open().into_iter().collect())
     }
 

@@ -13,6 +13,7 @@ use crate::layer::format::{OverrideValue, mark_name, mark_value};
 use crate::layer::node::PathNode;
 use crate::layer::tree::{path_node, to_stat};
 use crate::layer::{Access, Stat};
+use crate::sys::owed;
 use crate::sys::path_fd;
 use crate::sys::xattr::{self, Target};
 
@@ -30,17 +31,21 @@ fn with_owner_bits<T>(
         Err(e) if is_access_error(&e) => e,
         other => return other,
     };
-    let mode = rustix::fs::fstat(fd)?.st_mode as u32;
+    let stat = rustix::fs::fstat(fd)?;
+    let mode = stat.st_mode as u32;
     let wider = mode | bits;
     if wider == mode || mode & libc::S_IFMT == libc::S_IFLNK {
         return Err(denied);
     }
+    // Whoever goes on when this process dies in between puts it back.
+    let owed = owed::mode(fd, stat.st_ino as u64, mode);
     if path_fd::chmod(fd, wider).is_err() {
         // Not the owner: the first answer stands.
         return Err(denied);
     }
     let result = f();
     path_fd::chmod(fd, mode)?;
+    drop(owed);
     result
 }
 
