@@ -234,7 +234,7 @@ impl DirLayer {
         let Some(namespace) = self.names_for else {
             return Some(Cow::Borrowed(told));
         };
-        Some(Cow::Owned(to_store(&*from_disk(namespace, told)?)?))
+        Some(Cow::Owned(to_store(&from_disk(namespace, told)?)?))
     }
 
     pub(super) fn tree(&self) -> &Tree {
