@@ -11,5 +11,7 @@ mod deaths;
 mod load;
 #[path = "takeover/rig.rs"]
 mod rig;
+#[path = "takeover/shortage.rs"]
+mod shortage;
 #[path = "takeover/upgrades.rs"]
 mod upgrades;

@@ -73,7 +73,11 @@ impl Filesystem for Adaptor {
         Ok(())
     }
 
+    /// Also called where this process fails, and another goes on with what is open and registered.
     fn destroy(&mut self) {
+        if self.shared.goes_on() {
+            return;
+        }
         if let Err(text) = caught(|| self.shared.union.shutdown()) {
             log::error!("shutting down panicked: {text}");
         }

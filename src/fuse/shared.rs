@@ -1,11 +1,13 @@
 //! What all requests of a mount have in common: they are counted, their panics answer `EIO`, and the long ones keep no
 //! other waiting.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
 
 use super::busy_poll::BusyPoll;
@@ -62,6 +64,13 @@ impl Shared {
     /// What was agreed on with the kernel: nothing, before it has made the mount.
     pub(super) fn agreed(&self) -> Agreed {
         self.agreed.get().copied().unwrap_or_default()
+    }
+
+    /// Whether the mount is there, to be served by another process.
+    pub(super) fn goes_on(&self) -> bool {
+        self.keeper
+            .as_ref()
+            .is_some_and(|keeper| is_connected(&keeper.device))
     }
 
     /// How files are registered for passthrough.
@@ -133,6 +142,20 @@ impl Shared {
             if let Some((work, turn)) = work {
                 self.serve(op, |union| work(union, turn));
             }
+        }
+    }
+}
+
+/// Of a device whose mount is gone the kernel says that it has an error (`fuse_dev_poll`).
+fn is_connected(device: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut asked, PollTimeout::ZERO) {
+        Ok(_) => !asked[0]
+            .revents()
+            .is_some_and(|events| events.contains(PollFlags::POLLERR)),
+        Err(e) => {
+            log::warn!("whether the mount is there is not known: {e}");
+            true
         }
     }
 }

@@ -110,13 +110,13 @@ pub(super) fn listen(dir: &Path, id: &str) -> io::Result<Place> {
 
 impl Control {
     pub(super) fn start(
-        place: Place,
+        place: &Place,
         info: Info,
         union: &Arc<Union>,
         counters: Arc<Counters>,
         outside: &Arc<Outside>,
     ) -> io::Result<Control> {
-        let Place { path, listener } = place;
+        let (path, listener) = (place.path.clone(), place.listener.try_clone()?);
         let outside = outside.clone();
         let union = Arc::downgrade(union);
         thread::Builder::new()

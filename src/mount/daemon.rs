@@ -273,11 +273,14 @@ fn serve_mounted(
             session,
             &union,
             record,
-            registered,
+            registered.as_ref().map(|(_, place)| place),
             &served,
             &mountpoint,
             outside,
-            || {},
+            Hooks {
+                on_notice: || {},
+                on_failure: |_: &io::Error| {},
+            },
         )?;
         Ok((to_parent, started))
     });
@@ -309,7 +312,7 @@ fn serve_mounted(
     }
     let Threads {
         serving,
-        registered,
+        control,
         ended,
     } = threads;
     // Nobody waits for the mount any more, but whoever made it has much to do now; and where the mount is gone by then,
@@ -331,7 +334,7 @@ fn serve_mounted(
         held: (cache, guard, held),
         private,
     };
-    last.wait(serving, || {}, registered, drop)
+    last.wait(serving, || {}, registered.map(|r| (r, control)), drop)
 }
 
 /// The end of a mount.
@@ -358,7 +361,7 @@ impl<H> Last<'_, H> {
     ) -> Result<(), MountError> {
         let ended = serving
             .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the session panicked")));
+            .unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
         at_end();
         if ended.is_err() {
             give_up(self.outside.unmount(true));
@@ -451,8 +454,16 @@ pub(super) struct Threads {
     pub(super) serving: JoinHandle<io::Result<()>>,
     /// Hung up when that thread is about to end.
     pub(super) ended: Receiver<()>,
-    /// Lets others find the mount, and ask it.
-    pub(super) registered: Option<(Registration, Control)>,
+    /// Answers those who ask it, where there is a place for that.
+    pub(super) control: Option<Control>,
+}
+
+/// What is done when something happens.
+pub(super) struct Hooks<N, F> {
+    /// The supervisor has died.
+    pub(super) on_notice: N,
+    /// The mount may be there, and is not served any more. On the thread that served it, once it does nothing else.
+    pub(super) on_failure: F,
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -460,44 +471,49 @@ pub(super) fn start_threads(
     session: Session,
     union: &Arc<Union>,
     record: Record,
-    registered: Option<(Registration, control::Place)>,
+    place: Option<&control::Place>,
     served: &Served,
     mountpoint: &Path,
     outside: &Arc<Outside>,
-    on_notice: impl Fn() + Send + 'static,
+    hooks: Hooks<impl Fn() + Send + 'static, impl FnOnce(&io::Error) + Send + 'static>,
 ) -> Result<Threads, MountError> {
+    let Hooks {
+        on_notice,
+        on_failure,
+    } = hooks;
     let failed = |e| MountError::Io("cannot start a thread", e);
     let counters = session.counters();
     let (alive, ended) = mpsc::channel();
     let serving = thread::Builder::new()
         .name("session".into())
         .spawn(move || {
-            let ended = session.run();
+            let ended = caught(|| session.run())
+                .unwrap_or_else(|text| Err(io::Error::other(format!("a panic: {text}"))));
+            if let Err(e) = &ended {
+                on_failure(e);
+            }
             drop::<Sender<()>>(alive);
             ended
         })
         .map_err(failed)?;
-    let registered = registered.and_then(|(registration, place)| {
-        let info = Info {
-            passthrough: union.params().passthrough,
-            writeback: union.params().writeback,
-            read_only: union.params().read_only,
-            record,
-        };
-        Control::start(place, info, union, counters, outside)
-            .inspect_err(|e| log::warn!("the mount cannot be asked anything: {e}"))
-            .ok()
-            .map(|control| (registration, control))
-    });
-    let (signals, mountpoint, outside) = (served.signals, mountpoint.to_owned(), outside.clone());
+    let (signals, mountpoint) = (served.signals, mountpoint.to_owned());
+    let to_unmount = outside.clone();
     thread::Builder::new()
         .name("signals".into())
-        .spawn(move || unmount_on(&signals, &mountpoint, &outside, &on_notice))
+        .spawn(move || unmount_on(&signals, &mountpoint, &to_unmount, &on_notice))
         .map_err(failed)?;
+    let info = Info {
+        passthrough: union.params().passthrough,
+        writeback: union.params().writeback,
+        read_only: union.params().read_only,
+        record,
+    };
+    // The last that can fail: where it does, nothing takes the socket away that another process goes on with.
+    let control = place.map(|place| Control::start(place, info, union, counters, outside));
     Ok(Threads {
         serving,
         ended,
-        registered,
+        control: control.transpose().map_err(failed)?,
     })
 }
 

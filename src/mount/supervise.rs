@@ -6,9 +6,10 @@
 //! but for what the journal names; and what was open before the first worker is closed by none before the mount ends,
 //! since the next one knows it by its number.
 //!
-//! A worker that crashes again and again is not started for ever: see [`CRASHES`] and [`KILLS`]. Then one more is started that
+//! A worker that crashes again and again is not started for ever: see [`CRASHES`] and [`IN_VAIN`]. Then one more is started that
 //! refuses every change, so that what is there can be read, and says why in its log; when that crashes too, the mount is
-//! left without anyone, as that of a daemon that died.
+//! left without anyone, as that of a daemon that died. Between workers that serve nothing there is a pause, see
+//! [`LONGEST_PAUSE`]: what keeps them from starting, as a limit to the number of processes does, may pass.
 //!
 //! Another program can go on with the mount (see `handover`): it is started beside the worker, to find out whether it can;
 //! then the worker is ended and the other program is started anew, as a supervisor with all that is open, whose worker takes over
@@ -33,9 +34,15 @@ const CRASHES: usize = 5;
 /// See [`CRASHES`].
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// So many workers in a row that were killed before they had served a single request, for as long as [`WINDOW`]: for want of
-/// memory, most likely. Fewer, or for a shorter time, may be those of a machine that is busy.
-const KILLS: u32 = 20;
+/// So many workers in a row that were killed before they had served a single request, or ended with an error, for as long as
+/// [`WINDOW`]: for want of memory, most likely. Fewer, or for a shorter time, may be those of a machine that is busy.
+const IN_VAIN: u32 = 20;
+
+/// How long it takes until the second worker is started after one that served nothing; each time twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+
+/// No pause is longer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// How long another program may take to see whether it can go on with the mount, and then to do so.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -70,6 +77,13 @@ impl Role {
                 .is_some_and(|log| log.get(Word::Phase) == READY)
         }
     }
+
+    /// No other process is to take over any more.
+    pub(super) fn say_ending(&self) {
+        if let Role::Worker(worker) = self {
+            worker.log.set(Word::Phase, ENDING);
+        }
+    }
 }
 
 /// One of the processes that serve a mount.
@@ -89,11 +103,6 @@ impl Worker {
     pub(super) fn say_ready(&self) {
         self.log.set(Word::Phase, READY);
     }
-
-    /// No other is to take over any more.
-    pub(super) fn say_ending(&self) {
-        self.log.set(Word::Phase, ENDING);
-    }
 }
 
 /// How many have died of late, and how.
@@ -101,10 +110,10 @@ impl Worker {
 struct Deaths {
     crashes: [Option<Instant>; CRASHES],
     next: usize,
-    /// In a row, without a request served.
-    kills: u32,
+    /// In a row, without a request served or with an error.
+    in_vain: u32,
     /// When the first of them was.
-    killed_since: Option<Instant>,
+    in_vain_since: Option<Instant>,
 }
 
 /// What is to be done after a death.
@@ -119,27 +128,35 @@ impl Deaths {
         Deaths {
             crashes: [None; CRASHES],
             next: 0,
-            kills: 0,
-            killed_since: None,
+            in_vain: 0,
+            in_vain_since: None,
+        }
+    }
+
+    /// How long the next worker is to wait: the first after one that served not at all.
+    fn pause(&self) -> Duration {
+        match self.in_vain.checked_sub(2) {
+            None => Duration::ZERO,
+            Some(before) => FIRST_PAUSE
+                .saturating_mul(1 << before.min(16))
+                .min(LONGEST_PAUSE),
         }
     }
 
     fn add(&mut self, ending: Ending, served: bool, now: Instant) -> Verdict {
-        if served {
-            self.kills = 0;
-            self.killed_since = None;
-        }
-        if ending == Ending::Killed {
-            if served {
-                return Verdict::Again;
+        // One that ends by itself could not start, or not all of its threads, whatever the others of them served.
+        if served && !matches!(ending, Ending::Exited(_)) {
+            self.in_vain = 0;
+            self.in_vain_since = None;
+        } else {
+            self.in_vain = self.in_vain.saturating_add(1);
+            let since = *self.in_vain_since.get_or_insert(now);
+            if self.in_vain >= IN_VAIN && now.duration_since(since) >= WINDOW {
+                return Verdict::Loop;
             }
-            self.kills = self.kills.saturating_add(1);
-            let since = *self.killed_since.get_or_insert(now);
-            return if self.kills >= KILLS && now.duration_since(since) >= WINDOW {
-                Verdict::Loop
-            } else {
-                Verdict::Again
-            };
+        }
+        if !matches!(ending, Ending::Crashed(_)) {
+            return Verdict::Again;
         }
         self.crashes[self.next] = Some(now);
         self.next = (self.next + 1) % CRASHES;
@@ -199,7 +216,16 @@ pub(super) fn start(
     // From here on the supervisor allocates nothing, until it is asked for another program.
     loop {
         let served = log.get(Word::Progress);
-        let running = match worker::start()? {
+        let started = match worker::start() {
+            // There is a mount, which no more than waits meanwhile.
+            Err(e) if log.get(Word::Phase) == READY => {
+                log::error!("the daemon is not started: {e}");
+                std::thread::sleep(LONGEST_PAUSE / 10);
+                continue;
+            }
+            started => started?,
+        };
+        let running = match started {
             Side::Worker => {
                 return take_up(log, &own, succeeds, before, read_only);
             }
@@ -256,6 +282,8 @@ pub(super) fn start(
             deaths = Deaths::new();
         }
         before = Some(ending);
+        // What is asked of it meanwhile waits, as programs do.
+        std::thread::sleep(deaths.pause());
     }
 }
 
@@ -423,7 +451,7 @@ fn take_up(
         first: before.is_none() && !succeeds,
         journal,
         read_only: read_only.then(|| {
-            format!("its daemon was ended {CRASHES} times within {WINDOW:?}, or for that long {KILLS} times or more before it served anything")
+            format!("its daemon was ended {CRASHES} times within {WINDOW:?}, or for that long {IN_VAIN} times or more before it served anything")
         }),
         log,
     }))
@@ -466,21 +494,45 @@ mod tests {
     }
 
     #[test]
-    fn being_killed_is_a_loop_only_where_nothing_is_served() {
+    fn being_killed_or_unable_to_start_is_a_loop_only_where_nothing_is_served() {
+        for ending in [Ending::Killed, Ending::Exited(1)] {
+            let mut deaths = Deaths::new();
+            let now = Instant::now();
+            for _ in 0..1000 {
+                assert_eq!(deaths.add(Ending::Killed, true, now), Verdict::Again);
+            }
+            for _ in 0..10 * IN_VAIN {
+                assert_eq!(deaths.add(ending, false, now), Verdict::Again);
+            }
+            let later = now + WINDOW;
+            assert_eq!(deaths.add(Ending::Killed, true, later), Verdict::Again);
+            for _ in 0..10 * IN_VAIN {
+                assert_eq!(deaths.add(ending, false, later), Verdict::Again);
+            }
+            let later = later + WINDOW;
+            assert_eq!(deaths.add(ending, false, later), Verdict::Loop);
+        }
+    }
+
+    #[test]
+    fn pauses_grow_where_nothing_is_served() {
         let mut deaths = Deaths::new();
         let now = Instant::now();
-        for _ in 0..1000 {
-            assert_eq!(deaths.add(Ending::Killed, true, now), Verdict::Again);
+        deaths.add(Ending::Killed, true, now);
+        assert_eq!(deaths.pause(), Duration::ZERO);
+        deaths.add(Ending::Killed, false, now);
+        assert_eq!(deaths.pause(), Duration::ZERO);
+        let mut waited = Duration::ZERO;
+        for _ in 0..6 {
+            deaths.add(Ending::Exited(1), false, now);
+            waited += deaths.pause();
         }
-        for _ in 0..10 * KILLS {
-            assert_eq!(deaths.add(Ending::Killed, false, now), Verdict::Again);
+        assert_eq!(waited, FIRST_PAUSE * 63);
+        for _ in 0..100 {
+            deaths.add(CRASH, false, now);
         }
-        let later = now + WINDOW;
-        assert_eq!(deaths.add(Ending::Killed, true, later), Verdict::Again);
-        for _ in 0..10 * KILLS {
-            assert_eq!(deaths.add(Ending::Killed, false, later), Verdict::Again);
-        }
-        let later = later + WINDOW;
-        assert_eq!(deaths.add(Ending::Killed, false, later), Verdict::Loop);
+        assert_eq!(deaths.pause(), LONGEST_PAUSE);
+        deaths.add(CRASH, true, now);
+        assert_eq!(deaths.pause(), Duration::ZERO);
     }
 }

@@ -1,6 +1,11 @@
 //! Serving a mount that outlives its daemon: what the supervisor does before it waits, and each worker after that.
+//!
+//! What a worker has from its supervisor is open in the table of files that the two share, and that the next worker shares
+//! with them: a worker that fails ends as one that is killed does, and puts nothing away. Only where the mount is gone, or was never there,
+//! is anything dropped.
 
 use std::io::{self, Write};
+use std::mem::ManuallyDrop;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,7 +13,8 @@ use super::completing::Completing;
 use super::compose::Mounted;
 use super::control::{self, Control};
 use super::daemon::{
-    Last, Served, Starter, Threads, give_up, go_into_background, record, register, start_threads,
+    Hooks, Last, Served, Starter, Threads, give_up, go_into_background, record, register,
+    start_threads,
 };
 use super::error::MountError;
 use super::handover::{self, Handover};
@@ -19,6 +25,7 @@ use super::supervise::{self, Role, Setup, Worker};
 use crate::fuse::{Connection, Session, TakeOver, can_resend};
 use crate::sys::daemon::outlive_starter;
 use crate::sys::memory;
+use crate::sys::panics::caught;
 use crate::sys::shared_log::SharedLog;
 use crate::sys::worker;
 
@@ -76,21 +83,42 @@ impl Going {
         init: Vec<u8>,
         starter: Option<Starter>,
     ) -> Result<(), MountError> {
-        let left_to = role.next();
-        let serving = Serving {
+        let mut serving = ManuallyDrop::new(Serving {
             mounted: self.mounted,
             served: self.served,
             record: self.record,
             outside: self.outside,
-        };
-        let ended = serving.run(&role, init, self.registered, starter);
-        if let (Err(e), true) = (&ended, left_to()) {
-            // Another process takes over, which needs the record and the socket.
-            log::error!("{e}");
-            std::process::exit(i32::from(e.exit_code()));
+            registered: self.registered,
+            role,
+        });
+        let started = caught(|| serving.start(init, starter)).unwrap_or_else(|text| {
+            let panic = io::Error::other(format!("a panic: {text}"));
+            Err(MountError::Io("the daemon does not start", panic))
+        });
+        if let Err(e) = &started
+            && !is_first(&serving.role)
+            && serving.role.next()()
+        {
+            leave_to_next(e);
         }
-        ended
+        let serving = ManuallyDrop::into_inner(serving);
+        match started {
+            Ok(started) => serving.wait(started),
+            Err(e) => {
+                if is_first(&serving.role) {
+                    serving.role.say_ending();
+                    give_up(serving.outside.unmount(true));
+                }
+                Err(e)
+            }
+        }
     }
+}
+
+/// Ends this process, as another takes over.
+fn leave_to_next(error: &MountError) -> ! {
+    log::error!("{error}");
+    worker::leave(i32::from(error.exit_code()))
 }
 
 /// What is known of the connection before it is served.
@@ -166,20 +194,28 @@ struct Serving {
     served: Served,
     record: Record,
     outside: Arc<Outside>,
+    registered: Option<(Registration, control::Place)>,
+    role: Role,
+}
+
+/// What runs since the mount answers.
+struct Started {
+    threads: Threads,
+    tending: Option<Completing>,
 }
 
 impl Serving {
     /// Makes the session of this process.
-    fn connect(&mut self, role: &Role, init: Vec<u8>) -> Result<Session, MountError> {
+    fn connect(&mut self, init: Vec<u8>) -> Result<Session, MountError> {
         let device = self
             .mounted
             .device
             .try_clone()
             .map_err(|e| MountError::Io("/dev/fuse", e))?;
-        let connection = match role {
+        let connection = match &self.role {
             Role::Worker(worker) => {
                 if !worker.first {
-                    self.renew(worker)?;
+                    renew(&mut self.mounted, worker)?;
                 }
                 Connection::Shared(TakeOver {
                     device: Arc::new(device),
@@ -195,52 +231,13 @@ impl Serving {
             .map_err(|e| MountError::Io("the kernel's first message", e))
     }
 
-    /// Looks anew at what the process before may have changed.
-    fn renew(&mut self, worker: &Worker) -> Result<(), MountError> {
-        if let Some(upper) = &self.mounted.upper_layer {
-            upper.renew()?;
-        }
-        self.mounted.union.renew()?;
-        if let Some(why) = &worker.read_only {
-            log::error!(
-                "{} is read-only from now on: {why}",
-                self.mounted.mountpoint.display()
-            );
-            if let Some(union) = Arc::get_mut(&mut self.mounted.union) {
-                union.refuse_changes();
-            }
-        }
-        Ok(())
-    }
-
-    fn run(
-        mut self,
-        role: &Role,
-        init: Vec<u8>,
-        registered: Option<(Registration, control::Place)>,
-        starter: Option<Starter>,
-    ) -> Result<(), MountError> {
-        let started = self.start(role, init, registered, starter);
+    /// Until the mount is gone.
+    fn wait(self, started: Started) -> Result<(), MountError> {
+        let Started { threads, tending } = started;
         let Threads {
-            serving,
-            registered,
-            ..
-        } = match started {
-            Ok(threads) => threads,
-            Err(e) => {
-                if is_first(role) {
-                    if let Role::Worker(worker) = role {
-                        worker.say_ending();
-                    }
-                    give_up(self.outside.unmount(true));
-                }
-                return Err(e);
-            }
-        };
-        let private = self.mounted.private.is_some();
-        let tending = Completing::start(&self.mounted.union, self.served.complete, private);
-        memory::give_back();
-        let mounted = self.mounted;
+            serving, control, ..
+        } = threads;
+        let (mounted, role) = (self.mounted, self.role);
         let last = Last {
             tending,
             complete: self.served.complete,
@@ -255,24 +252,18 @@ impl Serving {
             ),
             private: mounted.private,
         };
-        let say_ending = || {
-            if let Role::Worker(worker) = role {
-                worker.say_ending();
-            }
+        let registered = self
+            .registered
+            .map(|(registration, place)| (registration, (place, control)));
+        let withdraw = |(registration, _): (Registration, (control::Place, Option<Control>))| {
+            registration.withdraw();
         };
-        let withdraw = |(registration, _): (Registration, Control)| registration.withdraw();
-        last.wait(serving, say_ending, registered, withdraw)
+        last.wait(serving, || role.say_ending(), registered, withdraw)
     }
 
     /// Until the mount answers.
-    fn start(
-        &mut self,
-        role: &Role,
-        init: Vec<u8>,
-        registered: Option<(Registration, control::Place)>,
-        starter: Option<Starter>,
-    ) -> Result<Threads, MountError> {
-        let session = self.connect(role, init)?;
+    fn start(&mut self, init: Vec<u8>, starter: Option<Starter>) -> Result<Started, MountError> {
+        let session = self.connect(init)?;
         // Only the first has it from whoever started the mount.
         std::env::set_current_dir("/").map_err(|e| MountError::Io("/", e))?;
         if let Some(sandbox) = &self.mounted.sandbox {
@@ -281,20 +272,29 @@ impl Serving {
             log::debug!("{walls:?}");
         }
         let (outside, mountpoint) = (self.outside.clone(), self.mounted.mountpoint.clone());
-        let first = is_first(role);
-        if let (Role::Worker(worker), true) = (role, first) {
+        let first = is_first(&self.role);
+        if let (Role::Worker(worker), true) = (&self.role, first) {
             // Programs may use the mount from here on, before its starter is told of it.
             worker.say_ready();
         }
+        let left_to = self.role.next();
         let threads = start_threads(
             session,
             &self.mounted.union,
             self.record.clone(),
-            registered,
+            self.registered.as_ref().map(|(_, place)| place),
             &self.served,
             &self.mounted.mountpoint,
             &self.outside,
-            move || go_on_alone(&outside, &mountpoint),
+            Hooks {
+                on_notice: move || go_on_alone(&outside, &mountpoint),
+                on_failure: move |e: &io::Error| {
+                    if left_to() {
+                        let same = io::Error::new(e.kind(), e.to_string());
+                        leave_to_next(&MountError::Io("the connection to the kernel", same));
+                    }
+                },
+            },
         )?;
         // From here on the only files made are those of programs, whose own umask comes with each request. Any other
         // would take bits away that are set again by a call more.
@@ -305,7 +305,7 @@ impl Serving {
                 .touch()
                 .map_err(|e| MountError::Path("the mount does not answer:", mountpoint, e))?;
         }
-        let told = match (role, starter) {
+        let told = match (&self.role, starter) {
             // The one before may have died before it said so.
             (Role::Worker(_), _) => self.outside.say_ready(),
             (Role::Alone, Some(starter)) => tell(starter),
@@ -315,8 +315,29 @@ impl Serving {
         if first {
             self.outside.sweep_logs();
         }
-        Ok(threads)
+        let private = self.mounted.private.is_some();
+        let tending = Completing::start(&self.mounted.union, self.served.complete, private);
+        memory::give_back();
+        Ok(Started { threads, tending })
     }
+}
+
+/// Looks anew at what the process before may have changed.
+fn renew(mounted: &mut Mounted, worker: &Worker) -> Result<(), MountError> {
+    if let Some(upper) = &mounted.upper_layer {
+        upper.renew()?;
+    }
+    mounted.union.renew()?;
+    if let Some(why) = &worker.read_only {
+        log::error!(
+            "{} is read-only from now on: {why}",
+            mounted.mountpoint.display()
+        );
+        if let Some(union) = Arc::get_mut(&mut mounted.union) {
+            union.refuse_changes();
+        }
+    }
+    Ok(())
 }
 
 /// Whether no process served the mount before.

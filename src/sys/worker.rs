@@ -103,9 +103,14 @@ pub fn start() -> io::Result<Side> {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             // In a group of its own: what is typed at a terminal reaches the supervisor, which passes it on.
-            nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+            let alone = setpgid(Pid::from_raw(0), Pid::from_raw(0)).map_err(io::Error::from);
             let notice = rustix::process::Signal::USR1;
-            set_parent_process_death_signal(Some(notice))?;
+            let told = alone.and_then(|()| Ok(set_parent_process_death_signal(Some(notice))?));
+            if let Err(e) = told {
+                // Of what fails here the caller would think that there is no new process.
+                log::error!("the daemon does not start: {e}");
+                leave(1);
+            }
             Ok(Side::Worker)
         }
         pid => Ok(Side::Supervisor(Worker(Pid::from_raw(pid as libc::pid_t)))),
