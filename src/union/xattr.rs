@@ -147,10 +147,13 @@ impl Union {
             None => false,
         };
         let cause = Cause::new("removexattr", caller);
+        // Removing an ACL that is not there is no error (posix_acl_xattr_set with no value). Neither is it where capabilities have
+        // gone: the kernel has seen them and takes them away before a write, and in between may have passed on what a program wrote
+        // through a mapping, with which they went. The write would fail.
+        let may_be_gone = acl::is_acl(name) || name == CAPABILITY;
         let get = || Ok(layer.get_xattr(&at, &disk)?);
         if own || change_attributes(&inode, &cause, get)?.is_none() {
-            // Removing an ACL that is not there is no error (posix_acl_xattr_set with no value).
-            return if acl::is_acl(name) {
+            return if may_be_gone {
                 Ok(())
             } else {
                 Err(Error::Errno(libc::ENODATA))
@@ -160,7 +163,10 @@ impl Union {
         let upper = self.upper()?;
         let part = inode.upper().ok_or(Error::Errno(libc::EIO))?;
         // Unlike the setting of an ACL, this leaves sgid alone, as the filesystems do.
-        let remove = || Ok(upper.remove_xattr(&part.node, &disk)?);
+        let remove = || match upper.remove_xattr(&part.node, &disk) {
+            Err(e) if may_be_gone && e.raw_os_error() == Some(libc::ENODATA) => Ok(()),
+            other => Ok(other?),
+        };
         change_attributes(&inode, &cause, remove)?;
         self.forget_acl(&inode, name);
         Ok(())

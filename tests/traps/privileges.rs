@@ -288,3 +288,45 @@ fn capabilities_outlive_what_was_written_before_them() {
         });
     }
 }
+
+/// The kernel takes a file's capabilities away before a write, and those that it saw may have gone by then: by what another program
+/// wrote through a mapping, which it passes on at any time.
+#[test]
+fn a_write_beside_one_that_took_the_capabilities_away_does_not_fail() {
+    require!(skip::privileged());
+    let rig = Rig::new("capability-gone", "passthrough=off", |lower| {
+        fs::write(lower.join("none"), "data").unwrap();
+    });
+    // A program that asks for it itself cannot be told from the kernel.
+    rustix::fs::lremovexattr(rig.at("none"), "security.capability").unwrap();
+    let path = rig.at("file");
+    let file = open_creat(&path, libc::O_RDWR, 0o755).unwrap();
+    file.set_len(8192).unwrap();
+    let writing = std::sync::atomic::AtomicBool::new(true);
+    let busy = || writing.load(std::sync::atomic::Ordering::Acquire);
+    let failed: Vec<_> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while busy() {
+                let file = open(&path, libc::O_RDWR).unwrap();
+                let mut map = Map::shared(&file, 4096).unwrap();
+                map.write(0, b"mapped");
+            }
+        });
+        scope.spawn(|| {
+            while busy() {
+                let flags = XattrFlags::empty();
+                lsetxattr(&path, "security.capability", &CAPABILITY, flags).unwrap();
+            }
+        });
+        let wrote = (0..4000).map(|_| file.write_all_at(b"written", 4096));
+        let failed = wrote.filter_map(io::Result::err).collect();
+        writing.store(false, std::sync::atomic::Ordering::Release);
+        failed
+    });
+    assert!(failed.is_empty(), "{failed:?}");
+    let mut data = [0; 7];
+    file.read_exact_at(&mut data, 4096).unwrap();
+    assert_eq!(&data, b"written");
+    drop(file);
+    rig.finish(|_| {});
+}
