@@ -55,6 +55,24 @@ impl Script {
 /// What `script` sees on the tree that `build` makes: in a plain directory, in a lower layer and in an upper, by
 /// passthrough, by requests, and with cached writes.
 pub fn like_ext4(name: &str, build: impl Fn(&Path), script: impl Fn(&mut Script)) {
+    let ways = [
+        "passthrough_lower=auto",
+        "passthrough_lower=always",
+        "passthrough=off",
+    ];
+    like_ext4_by(&ways, name, build, script);
+}
+
+/// Owner and mode are kept in xattrs, a privileged one and one that whoever owns the file may set.
+pub const KEPT_IN_XATTRS: [&str; 2] = ["xattr_permissions=1", "xattr_permissions=2"];
+
+/// The same on mounts with these options.
+pub fn like_ext4_by(
+    ways: &[&str],
+    name: &str,
+    build: impl Fn(&Path),
+    script: impl Fn(&mut Script),
+) {
     let scratch = Scratch::new(name);
     let run = |dir: &Path| {
         let mut at = Script {
@@ -78,11 +96,7 @@ pub fn like_ext4(name: &str, build: impl Fn(&Path), script: impl Fn(&mut Script)
             }
         }
     };
-    for options in [
-        "passthrough_lower=auto",
-        "passthrough_lower=always",
-        "passthrough=off",
-    ] {
+    for &options in ways {
         let rig = Rig::new(name, options, &build);
         let seen = run(rig.mount.path());
         compare(&seen, &format!("a lower tree, {options}"));

@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, XattrFlags, fallocate, lsetxattr};
 
 use crate::common::skip;
-use crate::like_ext4::{Script, like_ext4};
+use crate::like_ext4::{KEPT_IN_XATTRS, Script, like_ext4, like_ext4_by};
 use crate::map::Map;
 use crate::require;
 use crate::rig::{Rig, as_user, open, open_creat};
@@ -329,4 +329,46 @@ fn a_write_beside_one_that_took_the_capabilities_away_does_not_fail() {
     assert_eq!(&data, b"written");
     drop(file);
     rig.finish(|_| {});
+}
+
+/// Where the mode is kept in an xattr, no filesystem takes anything away by itself.
+#[test]
+fn a_new_owner_has_no_suid_and_sgid_of_the_old_one_by_an_xattr() {
+    require!(skip::privileged());
+    let owners = [
+        (Some(1005), Some(1006)),
+        (None, Some(1006)),
+        (Some(1005), None),
+    ];
+    let build = |dir: &Path| {
+        for owner in 0..owners.len() {
+            let dir = dir.join(owner.to_string());
+            fs::create_dir(&dir).unwrap();
+            privileged_files(&dir);
+            chown(&dir, Some(1001), Some(1002)).unwrap();
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o7777)).unwrap();
+        }
+    };
+    like_ext4_by(&KEPT_IN_XATTRS, "killpriv-kept", build, |script| {
+        for (at, (uid, gid)) in owners.into_iter().enumerate() {
+            for mode in MODES {
+                let file = format!("{at}/{mode:o}");
+                let path = script.at(&file);
+                script.note("done", chown(&path, uid, gid));
+                script.stat("after", &file);
+                script.note(
+                    "again",
+                    fs::set_permissions(&path, fs::Permissions::from_mode(mode)),
+                );
+                // A member of the group, or not.
+                let done = as_user(uid.unwrap_or(1001), gid.unwrap_or(1002), || {
+                    chown(&path, None, gid.or(Some(1002)))
+                });
+                script.note("by the owner", done);
+                script.stat("after", &file);
+            }
+            script.note("directory", chown(script.at(&at.to_string()), uid, gid));
+            script.stat("after", &at.to_string());
+        }
+    });
 }

@@ -49,6 +49,16 @@ fn with_owner_bits<T>(
     result
 }
 
+/// The permission bits that a new owner leaves of a file's, as filesystems do by themselves (`setattr_should_drop_suidgid` in the
+/// kernel). What sgid means without the group's execute bit is up to who asks.
+fn without_suid(kept: &OverrideValue) -> u32 {
+    match kept.kind {
+        Some((libc::S_IFDIR, _)) => kept.mode,
+        _ if kept.mode & libc::S_IXGRP != 0 => kept.mode & !(libc::S_ISUID | libc::S_ISGID),
+        _ => kept.mode & !libc::S_ISUID,
+    }
+}
+
 fn timespec(time: Option<TimeSet>) -> Timespec {
     match time {
         None => Timespec {
@@ -69,7 +79,8 @@ fn timespec(time: Option<TimeSet>) -> Timespec {
 impl Upper {
     /// Sets owner and group.
     pub fn chown(&self, node: &Node, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
-        self.chown_fd(path_node(node)?.path_fd()?.as_fd(), uid, gid)
+        let fd = path_node(node)?.path_fd()?;
+        self.chown_leaving(fd.as_fd(), (uid, gid), without_suid)
     }
     /// Sets the permission bits.
     pub fn chmod(&self, node: &Node, mode: u32) -> io::Result<()> {
@@ -191,13 +202,25 @@ impl Upper {
         Ok(true)
     }
 
+    /// Sets owner and group of what nobody has used yet: a kept mode stays.
     pub(super) fn chown_fd(
         &self,
         fd: BorrowedFd<'_>,
         uid: Option<u32>,
         gid: Option<u32>,
     ) -> io::Result<()> {
+        self.chown_leaving(fd, (uid, gid), |kept| kept.mode)
+    }
+
+    /// `left`: which permission bits a kept mode has afterwards; what the inode's own has is up to the filesystem.
+    fn chown_leaving(
+        &self,
+        fd: BorrowedFd<'_>,
+        (uid, gid): (Option<u32>, Option<u32>),
+        left: impl FnOnce(&OverrideValue) -> u32,
+    ) -> io::Result<()> {
         let kept = self.change_kept(fd, |value| {
+            value.mode = left(value);
             value.uid = uid.unwrap_or(value.uid);
             value.gid = gid.unwrap_or(value.gid);
         })?;
