@@ -3,17 +3,11 @@
 
 use std::ffi::OsStr;
 
-/// The xattr of an access ACL.
-pub(crate) const ACCESS: &str = "system.posix_acl_access";
+pub(crate) use crate::layer::upper::attrs::acl::ACCESS;
+use crate::layer::upper::attrs::acl::{ENTRY, GROUP_OBJ, MASK, OTHER, USER_OBJ, VERSION};
+
 /// The xattr of a directory's default ACL.
 pub(crate) const DEFAULT: &str = "system.posix_acl_default";
-
-const VERSION: u32 = 2;
-const USER_OBJ: u16 = 0x01;
-const GROUP_OBJ: u16 = 0x04;
-const MASK: u16 = 0x10;
-const OTHER: u16 = 0x20;
-const ENTRY: usize = 8;
 
 /// True for the two ACL xattrs.
 pub(crate) fn is_acl(name: &OsStr) -> bool {

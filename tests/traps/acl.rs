@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{XattrFlags, lsetxattr};
 
 use crate::common::skip;
-use crate::like_ext4::{Script, like_ext4};
+use crate::like_ext4::{KEPT_IN_XATTRS, Script, like_ext4, like_ext4_by};
 use crate::require;
 use crate::rig::{as_user, open, open_creat, with_umask};
 
@@ -201,5 +201,63 @@ fn a_copied_up_directory_keeps_both_acls() {
         script.stat("renamed", "a/c");
         fs::write(script.at("a/c/new"), "").unwrap();
         script.stat("inherits", "a/c/new");
+    });
+}
+
+/// Where the mode is kept in an xattr, no filesystem sees to it that the two say the same.
+#[test]
+fn an_acl_and_a_mode_in_an_xattr_are_one() {
+    require!(skip::privileged());
+    let build = |dir: &Path| {
+        for name in ["file", "private", "shared"] {
+            fs::write(dir.join(name), "data").unwrap();
+            fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        fs::create_dir(dir.join("dir")).unwrap();
+        set(&dir.join("shared"), ACCESS, &sample(6, 4, 6));
+        set(&dir.join("dir"), DEFAULT, &sample(6, 4, 7));
+    };
+    like_ext4_by(&KEPT_IN_XATTRS, "acl-kept", build, |script| {
+        let try_all = |script: &mut Script, what: &str, name: &str| {
+            script.stat(what, name);
+            let path = script.at(name);
+            for (uid, gid) in [(3000, 3000), (4000, 3001), (5000, 5000)] {
+                let seen = as_user(uid, gid, || {
+                    [libc::O_RDONLY, libc::O_WRONLY]
+                        .map(|flags| open(&path, flags).map(drop).map_err(|e| e.raw_os_error()))
+                });
+                script.note(&format!("{what}: {name}: {uid}:{gid}"), Ok(seen));
+            }
+        };
+        let chmod = |script: &mut Script, name: &str, mode: u32| {
+            let done = fs::set_permissions(script.at(name), fs::Permissions::from_mode(mode));
+            script.note("chmod", done);
+        };
+        try_all(script, "found", "shared");
+        chmod(script, "shared", 0o640);
+        try_all(script, "less", "shared");
+        set(&script.at("file"), ACCESS, &sample(6, 4, 6));
+        try_all(script, "set", "file");
+        for mode in [0o640, 0o4600, 0o777] {
+            chmod(script, "file", mode);
+            try_all(script, "changed", "file");
+        }
+        // Nothing that a mode could not say: none is kept.
+        let minimal = acl(&[
+            (USER_OBJ, 6, u32::MAX),
+            (GROUP_OBJ, 4, u32::MAX),
+            (OTHER, 4, u32::MAX),
+        ]);
+        set(&script.at("private"), ACCESS, &minimal);
+        try_all(script, "minimal", "private");
+        chmod(script, "private", 0o600);
+        try_all(script, "changed", "private");
+        let removed = rustix::fs::lremovexattr(script.at("file"), ACCESS);
+        script.note("removed", removed.map_err(Into::into));
+        try_all(script, "removed", "file");
+        open_creat(&script.at("dir/new"), libc::O_WRONLY, 0o664).unwrap();
+        try_all(script, "inherited", "dir/new");
+        chmod(script, "dir/new", 0o600);
+        try_all(script, "changed", "dir/new");
     });
 }

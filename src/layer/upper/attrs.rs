@@ -1,5 +1,7 @@
 //! Changing attributes, marks and sizes, and making them durable.
 
+pub(crate) mod acl;
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -108,7 +110,7 @@ impl Upper {
         value: &[u8],
         flags: i32,
     ) -> io::Result<()> {
-        self.set_xattr_fd(path_node(node)?.path_fd()?.as_fd(), disk_name, value, flags)
+        self.set_program_xattr_fd(path_node(node)?.path_fd()?.as_fd(), disk_name, value, flags)
     }
     /// Removes an xattr by its name on disk.
     pub fn remove_xattr(&self, node: &Node, disk_name: &OsStr) -> io::Result<()> {
@@ -232,11 +234,28 @@ impl Upper {
     }
 
     pub(super) fn chmod_fd(&self, fd: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+        self.chmod_kept_acl(fd, mode)?;
         let kept = self.change_kept(fd, |value| value.mode = mode & 0o7777)?;
         if kept {
             Ok(())
         } else {
             path_fd::chmod(fd, mode)
+        }
+    }
+
+    /// Changes the access ACL of a file along with a mode that is kept in an xattr, as filesystems do with the inode's own: its mask
+    /// would go on giving what the mode takes away.
+    fn chmod_kept_acl(&self, fd: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+        if self.tree.override_xattr().is_none() {
+            return Ok(());
+        }
+        let acl = match xattr::get(Target::Fd(fd), acl::ACCESS.as_ref()) {
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => None,
+            other => other?,
+        };
+        match acl.and_then(|acl| acl::with_mode(&acl, mode)) {
+            Some(changed) => self.set_xattr_fd(fd, acl::ACCESS.as_ref(), &changed, 0),
+            None => Ok(()),
         }
     }
 
@@ -254,6 +273,24 @@ impl Upper {
             last_modification: timespec(mtime),
         };
         path_fd::set_times(fd, &times)
+    }
+
+    /// Sets an xattr that programs see. An access ACL is a mode as well: one that is kept in an xattr follows it, as the inode's own
+    /// does.
+    pub(super) fn set_program_xattr_fd(
+        &self,
+        fd: BorrowedFd<'_>,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+    ) -> io::Result<()> {
+        self.set_xattr_fd(fd, name, value, flags)?;
+        if name == acl::ACCESS
+            && let Some(mode) = acl::mode_of(value)
+        {
+            self.change_kept(fd, |kept| kept.mode = kept.mode & !0o777 | mode)?;
+        }
+        Ok(())
     }
 
     pub(super) fn set_xattr_fd(

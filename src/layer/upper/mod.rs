@@ -7,7 +7,7 @@
 //! has several names. `acetate-marks/` and `acetate-index/` are our own (see `sidecar` and `index`) and ignored by
 //! the kernel.
 
-mod attrs;
+pub(crate) mod attrs;
 mod create;
 mod index;
 mod open;

@@ -184,7 +184,8 @@ impl Staged {
     }
     /// Sets an xattr by its name on disk.
     pub fn set_xattr(&self, disk_name: &OsStr, value: &[u8], flags: i32) -> io::Result<()> {
-        self.upper.set_xattr_fd(self.fd()?, disk_name, value, flags)
+        self.upper
+            .set_program_xattr_fd(self.fd()?, disk_name, value, flags)
     }
     /// Writes a private mark.
     pub fn set_mark(&self, mark: &Mark) -> io::Result<()> {
