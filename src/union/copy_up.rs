@@ -12,7 +12,8 @@
 //! them where the filesystem keeps their order:
 //!
 //! - ext4: all of them are in the running transaction of the journal or in an earlier one, and transactions are
-//!   replayed whole and in order. (`auto_da_alloc` is of no help here: it is about a rename onto a file.)
+//!   replayed whole and in order. (`auto_da_alloc` is of no help here: it is about a rename onto a file.) One
+//!   without a journal keeps no order, and no sync of single files makes up for the repair that it needs after a power cut.
 //! - xfs: its log is replayed in order of the log sequence numbers; a clone's extents and the new size are logged, after the
 //!   source's data was written.
 //! - btrfs: a commit holds all of them or none. The log of an fsync does not, and is kept from doing harm by the upper (see its

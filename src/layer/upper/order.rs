@@ -12,13 +12,20 @@
 //! earlier one, and a journal on the same device flushes the device's cache before each of its commits, so also the data that the
 //! device had taken by then. ext4 and xfs end the writeback of a page only after they have recorded its block as
 //! written, in a transaction that is open at least. So the guarantee is that of the kernel's overlayfs, which fsyncs: the lower file or
-//! all of the copy. It takes a journal, which ext4 may lack, on the device of the data; where neither can be seen to be so, copies
-//! are fsynced.
+//! all of the copy. It takes a journal, which ext4 may lack, on the device of the data, and with ext4 one whose commits wait for that
+//! flush (`journal_async_commit` does not); where either cannot be seen to be so, copies are fsynced.
+//!
+//! What a file holds after a power cut where its data was not synced tells of what was written only if blocks are recorded as
+//! written after they are. ext4 does that with `data=ordered` and `data=journal`; with `data=writeback` it depends on
+//! how the blocks were allocated, and without a journal on nothing. An ext4 tells its options in force in `/proc`; one that does
+//! not is taken for the worst.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Upper;
@@ -41,6 +48,8 @@ pub(super) struct Order {
     kind: Kind,
     /// Data that was written is durable once a later change of a name is (see above). Immutable.
     follows_data: bool,
+    /// See [`Upper::shows_written`]. Immutable.
+    shows_written: bool,
     /// Names were changed since they were last committed. Atomic.
     names: AtomicBool,
 }
@@ -60,21 +69,31 @@ impl Order {
         const EXT4: i64 = 0xEF53;
         const XFS: i64 = 0x5846_5342;
         const BTRFS: i64 = 0x9123_683E;
-        let kind = match rustix::fs::fstatfs(root) {
-            Ok(fs) if [EXT4, XFS].contains(&fs.f_type) => Kind::Journal,
-            Ok(fs) if fs.f_type == BTRFS => Kind::Log,
-            Ok(_) | Err(_) => Kind::Other,
-        };
-        let follows_data = match rustix::fs::fstat(root) {
-            Ok(stat) if kind == Kind::Journal => follows_data(stat.st_dev),
-            Ok(_) | Err(_) => false,
+        let found = rustix::fs::fstatfs(root).map(|fs| fs.f_type);
+        let dev = rustix::fs::fstat(root).map(|stat| stat.st_dev).ok();
+        let (kind, follows_data, shows_written) = match found {
+            Ok(EXT4) => {
+                let name = dev.and_then(device_name);
+                let options = name.as_deref().map(ext4_options).unwrap_or_default();
+                let follows = name.is_some_and(|name| ext4_follows_data(&options, &name));
+                (Kind::Journal, follows, ext4_shows_written(&options))
+            }
+            Ok(XFS) => (Kind::Journal, dev.is_some_and(xfs_follows_data), true),
+            Ok(BTRFS) => (Kind::Log, false, true),
+            Ok(_) | Err(_) => (Kind::Other, false, false),
         };
         Order {
             kind,
             follows_data,
+            shows_written,
             // Those of the mount before.
             names: AtomicBool::new(true),
         }
+    }
+
+    /// Whether data that was written is durable once a later change of a name is.
+    pub(super) fn follows_data(&self) -> bool {
+        self.follows_data
     }
 
     /// To be held while names are changed.
@@ -85,14 +104,15 @@ impl Order {
 
 impl Upper {
     /// Whether the filesystem keeps the order of changes of metadata over a power cut, so that a file without data of its own
-    /// need not be synced before it is named.
+    /// need not be synced before it is named. An ext4 without a journal does not, but has to be repaired after a power cut
+    /// anyway, which no sync of single files spares it: nothing is gained by one, and the kernel's overlayfs makes none either.
     pub fn keeps_order(&self) -> bool {
         matches!(self.order.kind, Kind::Journal | Kind::Log)
     }
 
     /// Sees to it that a file's data is never missing where its later name survives a power cut.
     pub fn sync_copy(&self, file: &File) -> io::Result<()> {
-        if self.order.follows_data {
+        if self.order.follows_data() {
             return writeback::write_out(file.as_fd());
         }
         if self.order.kind == Kind::Log {
@@ -105,10 +125,10 @@ impl Upper {
         file.sync_all()
     }
 
-    /// Whether the filesystem tells of data in a file, after a power cut, only where it was written: ext4 (with ordered data) and xfs
+    /// Whether the filesystem tells of data in a file, after a power cut, only where it was written: ext4 with ordered data and xfs
     /// have no more than room there before, btrfs a hole. And whether a hole that was made is as durable as an xattr set afterwards.
     pub fn shows_written(&self) -> bool {
-        matches!(self.order.kind, Kind::Journal | Kind::Log)
+        self.order.shows_written
     }
 
     /// Whether a sync takes names ahead of others, unless [`Upper::settle_names`] was called before it: one that the kernel makes by
@@ -133,28 +153,50 @@ impl Upper {
     }
 }
 
-/// Whether the ext4 or xfs on a device has its journal there too, and the kernel leaves out nothing that it is to write.
-fn follows_data(dev: u64) -> bool {
-    if !writes_all(rustix::system::uname().release().to_bytes()) {
+/// What the kernel calls a block device.
+fn device_name(dev: u64) -> Option<OsString> {
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    let device = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+    device.file_name().map(OsStr::to_owned)
+}
+
+/// The options that are in force for the ext4 on a device, a line each; none where they cannot be seen.
+fn ext4_options(device: &OsStr) -> Vec<u8> {
+    let path = Path::new("/proc/fs/ext4").join(device).join("options");
+    std::fs::read(&path).unwrap_or_else(|e| {
+        log::debug!("{}: {e}", path.display());
+        Vec::new()
+    })
+}
+
+fn has_option(options: &[u8], name: &str) -> bool {
+    options
+        .split(|b| *b == b'\n')
+        .any(|line| line == name.as_bytes())
+}
+
+/// Whether an ext4 with these options has its journal on its own device, flushes that before it commits, and the kernel leaves out
+/// nothing that it is to write.
+fn ext4_follows_data(options: &[u8], device: &OsStr) -> bool {
+    if options.is_empty() || has_option(options, "journal_async_commit") || !writes_all_here() {
         return false;
     }
-    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
-    let Ok(device) = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}")) else {
-        return false;
-    };
-    let Some(device) = device.file_name() else {
-        return false;
-    };
     // Only an ext4 with a journal has an entry there.
-    if let Ok(journals) = std::fs::read_dir("/proc/fs/jbd2")
-        && journals
+    std::fs::read_dir("/proc/fs/jbd2").is_ok_and(|journals| {
+        journals
             .flatten()
             .any(|journal| lies_on(journal.file_name().as_bytes(), device.as_bytes()))
-    {
-        return true;
-    }
-    let is_xfs = std::fs::symlink_metadata(format!("/sys/fs/xfs/{}", device.display())).is_ok();
-    if !is_xfs {
+    })
+}
+
+/// See [`Upper::shows_written`]. An ext4 without a journal has no option `data`.
+fn ext4_shows_written(options: &[u8]) -> bool {
+    has_option(options, "data=ordered") || has_option(options, "data=journal")
+}
+
+/// Whether the xfs on a device has its log there too, and the kernel leaves out nothing that it is to write.
+fn xfs_follows_data(dev: u64) -> bool {
+    if !writes_all_here() {
         return false;
     }
     let mounts = std::fs::read("/proc/self/mountinfo");
@@ -162,6 +204,10 @@ fn follows_data(dev: u64) -> bool {
         .ok()
         .and_then(|mounts| mountinfo::filesystem_options(&mounts, dev));
     options.is_some_and(|options| has_one_device(&options))
+}
+
+fn writes_all_here() -> bool {
+    writes_all(rustix::system::uname().release().to_bytes())
 }
 
 /// Whether a kernel of this release has `SYNC_FILE_RANGE_WRITE_AND_WAIT`: 5.2 and later.
@@ -210,6 +256,27 @@ mod unit {
             assert!(!lies_on(journal, b"vda1"), "{journal:?}");
         }
         assert!(!lies_on(b"dm-0", b"dm-0"));
+    }
+
+    #[test]
+    fn an_ext4_without_a_journal_or_with_data_behind_it_tells_of_nothing_written() {
+        for (options, shows) in [
+            (&b"rw\ndelalloc\ndata=ordered\ncommit=5\n"[..], true),
+            (b"rw\nnodelalloc\ndata=journal\n", true),
+            (b"rw\ndelalloc\ndioread_nolock\ndata=writeback\n", false),
+            (b"rw\ndelalloc\ndioread_nolock\n", false),
+            (b"", false),
+        ] {
+            let text = String::from_utf8_lossy(options);
+            assert_eq!(ext4_shows_written(options), shows, "{text}");
+        }
+        let options = b"rw\njournal_async_commit\ndata=writeback\n";
+        assert!(has_option(options, "journal_async_commit"));
+        assert!(!has_option(
+            b"rw\nnojournal_async_commit\n",
+            "journal_async_commit"
+        ));
+        assert!(!ext4_follows_data(b"", OsStr::new("vda1")));
     }
 
     #[test]

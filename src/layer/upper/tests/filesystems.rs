@@ -30,16 +30,27 @@ pub(super) fn run(command: &mut Command) -> bool {
 }
 
 fn loop_mount(dir: &Path, filesystem: &str) -> Option<Mounted> {
+    loop_mount_with(dir, filesystem, &[], "loop")
+}
+
+/// `making`: words for `mkfs`; `options`: for `mount`.
+fn loop_mount_with(
+    dir: &Path,
+    filesystem: &str,
+    making: &[&str],
+    options: &str,
+) -> Option<Mounted> {
     let (image, at) = (dir.join("image"), dir.join("mnt"));
     std::fs::create_dir(&at).unwrap();
     let file = std::fs::File::create(&image).unwrap();
     file.set_len(400 << 20).unwrap();
     let made = run(Command::new(format!("mkfs.{filesystem}"))
         .arg("-q")
+        .args(making)
         .arg(&image));
     let mounted = made
         && run(Command::new("mount")
-            .args(["-t", filesystem, "-o", "loop"])
+            .args(["-t", filesystem, "-o", options])
             .args([&image, &at]));
     mounted.then_some(Mounted(at))
 }
@@ -95,6 +106,38 @@ fn loop_mounted_filesystems() {
             Some(mount) => exercise(&mount.0),
             None => skip(filesystem),
         }
+    }
+}
+
+/// Which ext4 keeps data without a sync, and which tells what was written, is a matter of how it was made and mounted.
+#[test]
+fn an_ext4_is_asked_for_its_journal_and_its_options() {
+    if !is_root() {
+        return skip("loop mounts need root");
+    }
+    let bare = ["-O", "^has_journal"];
+    let behind = "loop,data=writeback,journal_async_commit";
+    for (making, options, follows_data, shows_written) in [
+        (&[][..], "loop", true, true),
+        (&[], "loop,nodelalloc", true, true),
+        (&[], "loop,data=journal", true, true),
+        (&[], "loop,data=writeback", true, false),
+        (&[], behind, false, false),
+        (&bare, "loop", false, false),
+    ] {
+        let temp = tempfile::tempdir().unwrap();
+        let Some(mount) = loop_mount_with(temp.path(), "ext4", making, options) else {
+            skip("ext4");
+            continue;
+        };
+        let fixture = Fixture::in_dir(&mount.0, super::options(Namespace::Trusted));
+        let order = &fixture.upper.order;
+        assert_eq!(order.follows_data(), follows_data, "{making:?} {options}");
+        assert_eq!(
+            fixture.upper.shows_written(),
+            shows_written,
+            "{making:?} {options}"
+        );
     }
 }
 
