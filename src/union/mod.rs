@@ -26,6 +26,8 @@ pub mod error;
 mod explain;
 mod few;
 mod file;
+mod fit;
+mod identity;
 pub mod idmap;
 mod inode;
 mod journal;
