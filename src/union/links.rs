@@ -31,7 +31,7 @@ pub(crate) fn number_of_name(parent: &Inode, name: &OsStr) -> u64 {
 
 /// Whether an inode is that of such a name.
 pub(crate) fn is_of_name(ino: u64) -> bool {
-    ino >= NAMES_BASE && ino < NAMES_BASE + (1 << 56)
+    (NAMES_BASE..NAMES_BASE + (1 << 56)).contains(&ino)
 }
 
 impl Union {
@@ -124,13 +124,10 @@ impl Union {
         let dir = parent.upper().ok_or(Error::Errno(libc::EIO))?;
         let real = upper.stat(&part.node)?.nlink;
         let nlink = union_nlink(indexed.nlink, real, indexed.lower_nlink);
-        match (nlink, indexed.lower_nlink) {
-            (Some(nlink), Some(lower)) => {
-                let base = NlinkBase::Lower(nlink as i64 - lower as i64);
-                self.set_nlink(upper, inode, &part, base)?;
-            }
-            // True before the link, and one too many from it on, until it is counted.
-            (Some(_), None) | (None, _) => {}
+        // Else it is true before the link, and one too many from it on, until it is counted.
+        if let (Some(nlink), Some(lower)) = (nlink, indexed.lower_nlink) {
+            let base = NlinkBase::Lower(nlink as i64 - lower as i64);
+            self.set_nlink(upper, inode, &part, base)?;
         }
         let before = upper.stat(&dir.node)?;
         self.mark_impure(upper, parent, &dir)?;
