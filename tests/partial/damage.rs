@@ -153,7 +153,13 @@ fn claims_that_were_not_durable_do_not_outlive_the_machine() {
 fn what_the_machine_synced_outlives_it() {
     require!(skip::privileged());
     let _limit = Watchdog::new("sync", Duration::from_secs(60));
-    let stand = Stand::new("sync");
+    let mut stand = Stand::new("sync");
+    // With a journal, without which nothing tells what was written.
+    let image = match LoopImage::new(&stand.scratch, "ext4", 64 << 20) {
+        Ok(image) => image,
+        Err(reason) => crate::skip!("{reason}"),
+    };
+    stand.put_changes_on(image.path());
     let mut model = left(&stand);
     // A hole over data that was written before, and over blocks that were the lower's.
     let mount = stand.acetate("complete=off,partial=64K").mount();
@@ -188,7 +194,12 @@ fn an_append_does_not_vouch_for_the_end_of_the_lower() {
     require!(skip::privileged());
     let _limit = Watchdog::new("append", Duration::from_secs(60));
     for cut in [None, Some(MIB + 100)] {
-        let stand = Stand::new("append");
+        let mut stand = Stand::new("append");
+        let image = match LoopImage::new(&stand.scratch, "ext4", 64 << 20) {
+            Ok(image) => image,
+            Err(reason) => crate::skip!("{reason}"),
+        };
+        stand.put_changes_on(image.path());
         let mut model = pattern(1, 2 * MIB + 100);
         fs::write(stand.lower.join("big"), &model).unwrap();
         let mut mount = stand.acetate("complete=off").mount();
