@@ -171,12 +171,19 @@ fn marks_are_read() {
         let mark = format::mark(OsStr::new(&mark), value).unwrap();
         let stat = format::override_stat(value).unwrap();
         let hidden = format::entry_name(OsStr::from_bytes(value)).unwrap();
+        let owned = |name: &str| format::owned(OsStr::new(name), value).unwrap();
+        let (acl, capability) = (
+            owned("system.posix_acl_access"),
+            owned("security.capability"),
+        );
         match name.as_str() {
             "opaque" | "redirect" | "metacopy" | "nlink" => assert!(mark.is_some(), "{name}"),
             "upwards" => assert_eq!(mark, None),
             "override" => assert_eq!(stat.as_deref(), Some("1000:1011:4755:block-5-6")),
             // Found by the target: a socket had a device number.
             "socket" => assert_eq!(stat.as_deref(), Some("0:1:0005:socket")),
+            "acl" => assert_eq!((acl, capability), (2, 0)),
+            "capability" => assert_eq!((acl, capability), (0, 1)),
             "whiteout" => assert_eq!(hidden, Some(OsStr::new("name"))),
             "handle" => {
                 let (uuid, handle) = value.split_first_chunk::<16>().unwrap();

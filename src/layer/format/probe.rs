@@ -1,12 +1,13 @@
 //! The readers of what xattrs say, without files: what the fuzz target `marks` calls, and the test that replays its corpus.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use super::handle::{decode_handle, ino_in_handle};
 use super::marks::{self, MarkNames};
 use super::override_stat::OverrideValue;
-use super::{DOT_WHITEOUT, NameKind, dot_whiteout_name, name_kind};
+use super::{DOT_WHITEOUT, IdMap, NameKind, dot_whiteout_name, ids_shown, ids_written, name_kind};
 use crate::layer::{Marks, OverlayHandle};
 
 /// Reads `value` as the xattr `name` of a lower layer's file. Gives the mark's effect in words, `None` for an xattr that is no
@@ -44,6 +45,33 @@ pub fn override_stat(value: &[u8]) -> Result<Option<String>, String> {
         return Err(format!("{read:?} is written as {text:?}: {again:?}"));
     }
     Ok(Some(text))
+}
+
+/// Maps the ids in an xattr's value there and back; `Err` when that changes what a program sees. Gives how often the value names
+/// somebody who is mapped.
+pub fn owned(name: &OsStr, value: &[u8]) -> Result<u32, String> {
+    let named = Cell::new(0);
+    let shift = |id: u32| {
+        named.set(named.get() + 1);
+        id.checked_add(100_000).filter(|_| id < 65_536)
+    };
+    let back = |id: u32| id.checked_sub(100_000).filter(|id| *id < 65_536);
+    let map = |ids| IdMap {
+        user: ids,
+        group: ids,
+    };
+    let Some(shown) = ids_shown(name, value.to_vec(), &map(&shift)) else {
+        return Ok(0);
+    };
+    let count = named.get();
+    let again = ids_written(name, &shown, &map(&back))
+        .map(|written| ids_shown(name, written, &map(&shift)));
+    if again != Ok(Some(shown.clone())) {
+        return Err(format!(
+            "{value:?} is shown as {shown:?}, and then as {again:?}"
+        ));
+    }
+    Ok(count)
 }
 
 /// Reads the name of an entry of a layer; `Err` when the whiteout of the name that it hides is another entry.

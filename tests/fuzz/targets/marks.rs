@@ -23,6 +23,9 @@ fn check_mark(bytes: &[u8]) {
         probe::mark(OsStr::new(&name), value).unwrap();
     }
     probe::override_stat(value).unwrap();
+    for name in ["system.posix_acl_access", "security.capability"] {
+        probe::owned(OsStr::new(name), value).unwrap();
+    }
     probe::entry_name(OsStr::from_bytes(value)).unwrap();
     if let Some((uuid, handle)) = value.split_first_chunk::<16>() {
         probe::handle(uuid, handle);
