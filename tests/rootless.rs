@@ -244,3 +244,50 @@ fn a_plain_user_moves_a_lower_directory_which_kernel_overlayfs_refuses() {
         "{text}"
     );
 }
+
+#[test]
+fn a_plain_users_mount_outlives_its_daemon_and_goes_over_to_another_program() {
+    require!(able());
+    require!(skip::kernel_resends());
+    let _limit = Watchdog::new("rootless", Duration::from_secs(150));
+    let stand = Stand::new();
+    let text = stand.script(
+        r#"
+        lower
+        mkdir ours upper work
+        "$acetate" -o lowerdir=lower,upperdir=upper,workdir=work,supervise=on ours
+        told() { "$acetate" mounts --json | python3 -c 'import json, sys; print(json.load(sys.stdin)[0][sys.argv[1]])' "$1"; }
+        end() {
+          for pid in $(cat "/proc/$1/task/$1/children"); do
+            [ "$(cat "/proc/$pid/comm")" = acetate-outside ] || kill -KILL "$pid"
+          done
+        }
+        exec 7>>ours/dir/appended 8<ours/dir/file
+        echo one >&7
+        end "$(told pid)"
+        echo two >&7
+        # The mode forbids its own user what has to be written down with the file.
+        rm ours/dir/removed; ln ours/dir/mode ours/dir/second; rm ours/dir/mode
+        cp "$acetate" other
+        ./other upgrade "$PWD/ours" >&2
+        echo "=== binary"; told binary
+        echo three >&7
+        end "$(told pid)"
+        echo four >&7
+        echo "=== before"; cat <&8
+        echo "=== names"; ls ours/dir/removed ours/dir/mode 2>&1 || :; stat -c '%A %h' ours/dir/second
+        exec 7>&- 8<&-
+        umount ours
+        echo "=== upper"; cat upper/dir/appended; stat -c %A upper/dir/second
+        "#,
+    );
+    let parts = parts(&text);
+    let part = |name: &str| parts.iter().find(|(n, _)| *n == name).unwrap().1;
+    assert!(part("binary").trim().ends_with("/other"), "{text}");
+    assert_eq!(part("before"), "file of the lower\n");
+    let names = part("names");
+    assert_eq!(names.matches("No such file").count(), 2, "{text}");
+    assert!(names.ends_with("-r--r--r-- 1\n"), "{text}");
+    let upper = "appended of the lower\none\ntwo\nthree\nfour\n-r--r--r--\n";
+    assert_eq!(part("upper"), upper);
+}
