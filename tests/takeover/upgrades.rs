@@ -101,6 +101,15 @@ fn with_a_file(name: &str) -> Rig {
     })
 }
 
+/// Dropped, also by a panic, it has the others stop.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn nobody_notices_that_another_program_takes_over() {
     require!(skip::privileged());
@@ -150,8 +159,8 @@ fn nobody_notices_that_another_program_takes_over() {
                 rounds.store(n, Ordering::Relaxed);
             }
         });
+        let _stopped = Stop(&stop);
         for turn in 0..6 {
-            let before = rounds.load(Ordering::Relaxed);
             let binary = &builds[turn % 2];
             let output = upgrade(binary, dir, &[]);
             assert_eq!(output.code, Some(0), "{output:?}: {}", rig.mount.log());
@@ -163,13 +172,15 @@ fn nobody_notices_that_another_program_takes_over() {
                 // As ever, what is taken over can die.
                 let worker = worker_of(supervisor(dir)).unwrap();
                 kill(worker, Signal::SIGKILL).unwrap();
+                // Who is asked to go over to another program meanwhile says that its daemon has just died.
+                crate::rig::wait_for_end(worker);
             }
+            let before = rounds.load(Ordering::Relaxed);
             let begin = Instant::now();
             while rounds.load(Ordering::Relaxed) == before && begin.elapsed() < LIMIT {
                 thread::sleep(Duration::from_millis(1));
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
     let mut text = String::new();
     lower.read_to_string(&mut text).unwrap();
