@@ -111,6 +111,32 @@ fn check_record(pid: u32) {
     assert!(held > 0, "its record is not held");
 }
 
+/// No path from what the process has open leads to what lies beside its directories, of which `lower` is one. Before Linux
+/// 6.15 that is not to be had.
+fn check_surroundings(pid: u32) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(|n| n.parse::<u32>());
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        panic!("{release}");
+    };
+    if (major, minor) < (6, 15) {
+        return;
+    }
+    let mut directories = 0;
+    for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        let at = fd.unwrap().path();
+        if !fs::metadata(&at).is_ok_and(|found| found.is_dir()) {
+            continue;
+        }
+        directories += 1;
+        for up in [".", "..", "../..", "../../..", "../../../.."] {
+            let beside = at.join(up).join("lower");
+            assert!(!beside.exists(), "{beside:?} of {:?}", fs::read_link(&at));
+        }
+    }
+    assert!(directories > 2, "{directories}");
+}
+
 #[test]
 fn the_process_that_serves_shows_its_walls() {
     require!(skip::privileged());
@@ -121,6 +147,7 @@ fn the_process_that_serves_shows_its_walls() {
     let record = record(mount.path());
     let (pid, outside) = (number(&record, "pid"), number(&record, "outside"));
     check_walls(daemon::serving(pid));
+    check_surroundings(daemon::serving(pid));
     // The process outside holds nothing of it.
     // It may be sweeping old logs at the moment.
     let begin = Instant::now();
