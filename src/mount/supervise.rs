@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use super::handover::{Former, Handover, Part, left_open};
 use crate::sys::daemon::{close_all_but, open_descriptors};
 use crate::sys::shared_log::{SharedLog, Word};
-use crate::sys::worker::{self, Ending, Event, Side};
+use crate::sys::worker::{self, Ending, Event, Side, Stuck};
 use crate::union::{BROKEN, Journal};
 
 /// So many crashes within [`WINDOW`] are a loop.
@@ -213,7 +213,8 @@ pub(super) fn start(
     let mut deaths = Deaths::new();
     let mut before: Option<Ending> = None;
     let mut read_only = false;
-    // From here on the supervisor allocates nothing, until it is asked for another program.
+    let mut stuck = Stuck::default();
+    // From here on the supervisor keeps nothing more in memory, until it is asked for another program.
     loop {
         let served = log.get(Word::Progress);
         let started = match worker::start() {
@@ -231,14 +232,14 @@ pub(super) fn start(
             }
             Side::Supervisor(running) => running,
         };
-        let outcome = watch(running, &setup, || {
+        let outcome = watch(running, &setup, &mut stuck, || {
             ready = true;
             when_ready()
         })?;
         let ending = match (outcome, &setup.handover) {
             (Outcome::Ended(ending), _) => ending,
             (Outcome::Convinced, Some(handover)) => {
-                worker::end(running)?;
+                worker::end(running, &mut stuck)?;
                 hand_over(handover, &setup)?;
                 log::error!("this program goes on with the mount: the other one failed");
                 if log.get(Word::Phase) != READY {
@@ -306,13 +307,14 @@ fn pass_on(to: worker::Worker, signal: nix::sys::signal::Signal) -> io::Result<(
 fn watch(
     running: worker::Worker,
     setup: &Setup,
+    stuck: &mut Stuck,
     mut when_ready: impl FnMut() -> io::Result<()>,
 ) -> io::Result<Outcome> {
     let mut rehearsal: Option<(worker::Worker, Instant)> = None;
     let answer = |text: &str| setup.handover.iter().for_each(|h| h.answer(text));
     loop {
         let (other, until) = rehearsal.unzip();
-        match worker::wait_beside(running, other, until)? {
+        match worker::wait_beside(running, other, until, stuck)? {
             Event::Ended(ending) => {
                 if let Some(other) = other {
                     worker::end_group(other)?;
@@ -384,7 +386,7 @@ fn hand_over(handover: &Handover, setup: &Setup) -> io::Result<()> {
     };
     let until = Instant::now() + LIMIT;
     let failed = loop {
-        match worker::wait_beside(successor, None, Some(until)) {
+        match worker::wait_beside(successor, None, Some(until), &mut Stuck::default()) {
             // What a worker's own process outside says may have been under way.
             Ok(Event::Ready)
                 if setup.log.get(Word::Supervisor) == u64::from(successor.number()) =>

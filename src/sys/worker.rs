@@ -5,7 +5,8 @@ use std::ffi::CString;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
@@ -128,28 +129,37 @@ fn ended(process: Pid) -> io::Result<Option<Ending>> {
     }
 }
 
-/// Waits for something to happen. Allocates nothing.
-pub fn wait(worker: Worker) -> io::Result<Event> {
-    wait_beside(worker, None, None)
-}
+/// How often a supervisor looks whether its worker is [`Stuck`], of which nothing tells it.
+const LOOK: Duration = Duration::from_secs(1);
 
-/// The same, also for the end of another process, and until a time.
+/// Waits for something to happen, also for the end of another process, and until a time. A worker that is stuck counts as
+/// killed.
 pub fn wait_beside(
     worker: Worker,
     other: Option<Worker>,
     until: Option<Instant>,
+    stuck: &mut Stuck,
 ) -> io::Result<Event> {
     loop {
+        stuck.take_away()?;
         if let Some(ending) = ended(worker.0)? {
             return Ok(Event::Ended(ending));
+        }
+        if is_stuck(worker.0) {
+            stuck.add(worker);
+            return Ok(Event::Ended(Ending::Killed));
         }
         if let Some(other) = other
             && let Some(ending) = ended(other.0)?
         {
             return Ok(Event::OtherEnded(ending));
         }
-        match next_signal(until)? {
-            None => return Ok(Event::Overdue),
+        let look = Instant::now() + LOOK;
+        match next_signal(Some(until.map_or(look, |until| until.min(look))))? {
+            None if until.is_some_and(|until| until <= Instant::now()) => {
+                return Ok(Event::Overdue);
+            }
+            None => {}
             Some(libc::SIGCHLD) => {}
             Some(libc::SIGUSR1) => return Ok(Event::Ready),
             Some(libc::SIGUSR2) => return Ok(Event::Upgrade),
@@ -257,19 +267,127 @@ pub fn end_group(leader: Worker) -> io::Result<()> {
     }
 }
 
-/// Ends a worker, and waits until it is gone.
-pub fn end(worker: Worker) -> io::Result<()> {
+/// Ends a worker, and waits until it is gone, or [`Stuck`].
+pub fn end(worker: Worker, stuck: &mut Stuck) -> io::Result<()> {
     match kill(worker.0, Signal::SIGKILL) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
         Err(e) => return Err(e.into()),
     }
     loop {
-        match waitpid(worker.0, None) {
+        match waitpid(worker.0, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) if is_stuck(worker.0) => {
+                stuck.add(worker);
+                return Ok(());
+            }
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(1)),
             Err(nix::errno::Errno::EINTR) => {}
             Ok(_) | Err(nix::errno::Errno::ECHILD) => return Ok(()),
             Err(e) => return Err(e.into()),
         }
     }
+}
+
+/// Workers that were killed and cannot end before another serves their mount: threads of theirs wait in the kernel for the
+/// answer to requests.
+#[derive(Debug, Default)]
+pub struct Stuck(Vec<Pid>);
+
+impl Stuck {
+    fn add(&mut self, worker: Worker) {
+        self.0.push(worker.0);
+    }
+
+    /// Those that have ended by now are taken away.
+    fn take_away(&mut self) -> io::Result<()> {
+        let mut at = 0;
+        while let Some(process) = self.0.get(at) {
+            match ended(*process)? {
+                Some(_) => drop(self.0.swap_remove(at)),
+                None => at += 1,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a process is [`Stuck`]: all of its threads are dead, or were killed while they told a FUSE connection something, which
+/// may take until requests are answered that nobody answers any more. None of them runs anything of its own again: a signal
+/// that kills is the first that a thread finds on its way back from the kernel. What cannot be told is no.
+///
+/// Such a thread can be waited for by nobody who is to answer those requests, and does no harm to him.
+fn is_stuck(process: Pid) -> bool {
+    let proc = PathBuf::from(format!("/proc/{process}"));
+    if !is_dead(&proc) {
+        return false;
+    }
+    let Ok(tasks) = std::fs::read_dir(proc.join("task")) else {
+        return false;
+    };
+    let mut left = 0;
+    for task in tasks {
+        let Ok(task) = task.map(|task| task.path()) else {
+            return false;
+        };
+        if !is_dead(&task) {
+            if !is_killed(&task) || !tells_a_connection(&task) {
+                return false;
+            }
+            left += 1;
+        }
+    }
+    left > 0
+}
+
+/// Whether a task, by its folder in `/proc`, has ended, and is kept for others of its process alone.
+fn is_dead(task: &Path) -> bool {
+    let Ok(stat) = std::fs::read_to_string(task.join("stat")) else {
+        return false;
+    };
+    // Behind the name, which may hold anything.
+    let state = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().next());
+    matches!(state, Some("Z" | "X"))
+}
+
+/// Whether a signal waits for a task that ends it.
+fn is_killed(task: &Path) -> bool {
+    let status = std::fs::read_to_string(task.join("status")).unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigPnd:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & (1 << (libc::SIGKILL - 1)) != 0)
+}
+
+/// Whether a task sleeps in a write to a FUSE device, of those that are open here.
+fn tells_a_connection(task: &Path) -> bool {
+    let call = std::fs::read_to_string(task.join("syscall")).unwrap_or_default();
+    let mut words = call.split_whitespace();
+    let number = words
+        .next()
+        .and_then(|word| word.parse::<libc::c_long>().ok());
+    if !matches!(number, Some(libc::SYS_write | libc::SYS_writev)) {
+        return false;
+    }
+    let fd = words
+        .next()
+        .and_then(|word| RawFd::from_str_radix(word.trim_start_matches("0x"), 16).ok());
+    fd.is_some_and(is_fuse_device)
+}
+
+fn is_fuse_device(fd: RawFd) -> bool {
+    /// `FUSE_MINOR`, of the miscellaneous devices.
+    const FUSE: (u32, u32) = (10, 229);
+    // SAFETY: of a number that is not open the kernel says so; nothing is closed.
+    let stat = rustix::fs::fstat(unsafe { BorrowedFd::borrow_raw(fd) });
+    stat.is_ok_and(|stat| {
+        let device = (
+            rustix::fs::major(stat.st_rdev),
+            rustix::fs::minor(stat.st_rdev),
+        );
+        device == FUSE && stat.st_mode & libc::S_IFMT == libc::S_IFCHR
+    })
 }
 
 /// Stands by, with nothing open, until all that this process started, and what those left behind, have ended; passes signals on

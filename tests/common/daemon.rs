@@ -20,8 +20,9 @@ pub fn worker_of(supervisor: u32) -> Option<u32> {
     let children = format!("/proc/{supervisor}/task/{supervisor}/children");
     let children = fs::read_to_string(children).ok()?;
     let worker = children.split_whitespace().find(|pid| {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
-        name.is_ok_and(|name| name.trim() != "acetate-outside")
+        // One that was killed may have a thread that waits for the next one.
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+        stat.is_ok_and(|stat| !stat.contains("(acetate-outside)") && !stat.contains(") Z "))
     });
     worker?.parse().ok()
 }

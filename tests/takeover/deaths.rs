@@ -6,7 +6,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::Command;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -245,6 +247,45 @@ fn a_death_while_the_mount_is_being_started_is_taken_over() {
         assert_eq!(fs::read(rig.mount.join("new")).unwrap(), b"new");
         rig.mount.unmount().unwrap();
     }
+}
+
+/// Where the kernel keeps what is written, a daemon that has it told something waits for requests that it answers itself: a
+/// thread of one that is killed meanwhile ends when the next one has answered them.
+#[test]
+fn a_death_while_the_kernel_writes_back_is_taken_over() {
+    require!(skip::privileged());
+    require!(skip::kernel_resends());
+    const KILLS: usize = 12;
+    let rig = Rig::with_options("takeover-writeback", LIMIT, "passthrough=off", |_| {});
+    let path = rig.mount.join("file");
+    // CAP_NET_BIND_SERVICE, permitted and effective.
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let (stop, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = File::create(&path).unwrap();
+            let data = vec![b'x'; 1 << 20];
+            while !stop.load(Ordering::Relaxed) {
+                file.write_all_at(&data, 0).unwrap();
+                let flags = rustix::fs::XattrFlags::empty();
+                rustix::fs::setxattr(&path, "security.capability", &capability, flags).unwrap();
+                rounds.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        for kill in 0..KILLS {
+            let before = rounds.load(Ordering::Relaxed);
+            let begin = Instant::now();
+            while rounds.load(Ordering::Relaxed) == before && begin.elapsed() < LIMIT {
+                thread::sleep(Duration::from_millis(1));
+            }
+            // At any moment of a round.
+            thread::sleep(Duration::from_millis(3 * kill as u64));
+            rig.end(Signal::SIGKILL);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(fs::read(&path).unwrap(), vec![b'x'; 1 << 20]);
+    rig.mount.unmount().unwrap();
 }
 
 fn append_if_it_may(file: &mut File) {

@@ -25,6 +25,15 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(name: &str, limit: Duration, build: impl FnOnce(&Path)) -> Rig {
+        Rig::with_options(name, limit, "", build)
+    }
+
+    pub fn with_options(
+        name: &str,
+        limit: Duration,
+        options: &str,
+        build: impl FnOnce(&Path),
+    ) -> Rig {
         let watchdog = Watchdog::new(name, limit);
         let scratch = Scratch::new(name);
         let (lower, upper, work) = (
@@ -37,6 +46,7 @@ impl Rig {
             .lowers(&[&lower])
             .upper(&upper, &work)
             .options("supervise=on")
+            .options(options)
             .mount();
         // It is there before it is served, and before its processes have their names.
         fs::metadata(mount.path()).unwrap();
@@ -73,6 +83,17 @@ impl Rig {
 /// The process that a supervisor waits for, if there is one at the moment.
 pub fn worker_of(supervisor: u32) -> Option<Pid> {
     daemon::worker_of(supervisor).map(|pid| Pid::from_raw(pid.cast_signed()))
+}
+
+/// The process that acts for a supervisor's workers outside of their sandbox.
+pub fn outside_of(supervisor: u32) -> Option<Pid> {
+    let children = format!("/proc/{supervisor}/task/{supervisor}/children");
+    let children = fs::read_to_string(children).ok()?;
+    let outside = children.split_whitespace().find(|pid| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+        name.is_ok_and(|name| name.trim() == "acetate-outside")
+    });
+    Some(Pid::from_raw(outside?.parse().ok()?))
 }
 
 /// Waits until a process is gone.
