@@ -5,6 +5,8 @@
 
 mod common;
 
+#[path = "takeover/adopted.rs"]
+mod adopted;
 #[path = "takeover/deaths.rs"]
 mod deaths;
 #[path = "takeover/load.rs"]

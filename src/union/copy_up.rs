@@ -99,11 +99,14 @@ const REDIRECT_MAX: usize = 1024;
 impl Union {
     /// See [`Union::may_copy_data`].
     pub(crate) fn do_may_copy_data(&self, node: NodeId) -> bool {
-        self.stack.upper.is_some()
-            && self
-                .table
-                .get(node)
-                .is_ok_and(|inode| inode.is_file() && !inode.data_in_upper())
+        if self.stack.upper.is_none() {
+            return false;
+        }
+        match self.table.get(node) {
+            Ok(inode) => inode.is_file() && !inode.data_in_upper(),
+            // It was told the kernel by the process before, and what it is now takes looking.
+            Err(_) => self.took_over(),
+        }
     }
 
     /// Makes sure that the inode, and every directory above it, has an upper part.

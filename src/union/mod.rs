@@ -509,9 +509,11 @@ impl Union {
 
     /// Whether reading or writing by a handle may first have to copy data, which may take long.
     pub fn may_wait(&self, handle: HandleId) -> bool {
-        self.handles
-            .get(handle)
-            .is_ok_and(|handle| handle.inode.state.read().partial().is_some())
+        match self.handles.get(handle) {
+            Ok(handle) => handle.inode.state.read().partial().is_some(),
+            // As of a node.
+            Err(_) => self.took_over(),
+        }
     }
 
     fn do_readlink(&self, node: NodeId) -> Result<OsString> {
