@@ -307,7 +307,13 @@ impl Serving {
         }
         let told = match (&self.role, starter) {
             // The one before may have died before it said so.
-            (Role::Worker(_), _) => self.outside.say_ready(),
+            (Role::Worker(_), _) => self.outside.say_ready().or_else(|e| {
+                if first {
+                    return Err(e);
+                }
+                log::warn!("the supervisor is not told that the mount is served: {e}");
+                Ok(())
+            }),
             (Role::Alone, Some(starter)) => tell(starter),
             (Role::Alone, None) => Ok(()),
         };

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use crate::common::skip;
 use crate::require;
-use crate::rig::{Rig, wait_for_end, worker_of};
+use crate::rig::{Rig, outside_of, wait_for_end, worker_of};
 
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -247,6 +247,36 @@ fn a_death_while_the_mount_is_being_started_is_taken_over() {
         assert_eq!(fs::read(rig.mount.join("new")).unwrap(), b"new");
         rig.mount.unmount().unwrap();
     }
+}
+
+#[test]
+fn without_the_process_outside_a_daemon_is_taken_over() {
+    require!(skip::privileged());
+    require!(skip::kernel_resends());
+    let rig = Rig::new("takeover-outside", LIMIT, |lower| {
+        fs::write(lower.join("file"), "text").unwrap();
+    });
+    let outside = outside_of(rig.supervisor()).unwrap();
+    nix::sys::signal::kill(outside, Signal::SIGKILL).unwrap();
+    let begin = Instant::now();
+    let is_dead = || {
+        let stat = fs::read_to_string(format!("/proc/{outside}/stat"));
+        stat.map_or(true, |stat| stat.contains(") Z "))
+    };
+    while !is_dead() {
+        assert!(begin.elapsed() < LIMIT);
+        thread::sleep(Duration::from_millis(1));
+    }
+    for round in 0..3 {
+        fs::write(rig.mount.join("new"), format!("new {round}")).unwrap();
+        rig.end(Signal::SIGKILL);
+        assert_eq!(fs::read(rig.mount.join("file")).unwrap(), b"text");
+        let new = fs::read_to_string(rig.mount.join("new")).unwrap();
+        assert_eq!(new, format!("new {round}"));
+    }
+    let log = rig.mount.log();
+    assert!(!log.contains("exit code"), "{log}");
+    rig.mount.unmount().unwrap();
 }
 
 /// Where the kernel keeps what is written, a daemon that has it told something waits for requests that it answers itself: a
