@@ -256,6 +256,9 @@ fn without_the_process_outside_a_daemon_is_taken_over() {
     let rig = Rig::new("takeover-outside", LIMIT, |lower| {
         fs::write(lower.join("file"), "text").unwrap();
     });
+    // Without the process outside the first daemon could not tell that the mount answers, and the mount would have failed.
+    rig.end(Signal::SIGKILL);
+    fs::write(rig.mount.join("before"), "before").unwrap();
     let outside = outside_of(rig.supervisor()).unwrap();
     nix::sys::signal::kill(outside, Signal::SIGKILL).unwrap();
     let begin = Instant::now();
