@@ -313,9 +313,9 @@ impl SharedLog {
         )?)
     }
 
-    /// Replaces the records by what `condense` makes of them; what is appended meanwhile is kept behind. Must not be called by
-    /// two threads at once.
-    pub fn rewrite(&self, condense: impl FnOnce(&[u8]) -> Vec<u8>) -> io::Result<()> {
+    /// Replaces the records by what `condense` makes of them; what is appended meanwhile is kept behind. Returns how long
+    /// the new records are. Must not be called by two threads at once.
+    pub fn rewrite(&self, condense: impl FnOnce(&[u8]) -> Vec<u8>) -> io::Result<usize> {
         let old = self.active();
         let until = self.length(old);
         // It stays the log: nobody else rewrites it.
@@ -328,11 +328,15 @@ impl SharedLog {
         };
         self.length_of(other).store(0, Ordering::Release);
         self.append_locked(other, &new)?;
+        let condensed = new.len();
         drop(new);
         let meanwhile = self.records_locked(old, until, self.length(old).max(until));
         self.append_locked(other, meanwhile)?;
         self.word(ACTIVE).store(other as u64, Ordering::Release);
-        self.give_back_locked(old)
+        if let Err(e) = self.give_back_locked(old) {
+            log::debug!("memory of the journal is not given back: {e}");
+        }
+        Ok(condensed)
     }
 }
 

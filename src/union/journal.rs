@@ -183,10 +183,12 @@ impl Journal {
     }
 
     fn replace(&self, condense: impl FnOnce(&[u8]) -> Vec<u8>) {
-        if let Err(e) = self.log.rewrite(condense) {
+        // What was appended meanwhile is not condensed.
+        let condensed = self.log.rewrite(condense).unwrap_or_else(|e| {
             log::warn!("the journal is not condensed: {e}");
-        }
-        self.log.set(Word::Condensed, self.log.len() as u64);
+            self.log.len()
+        });
+        self.log.set(Word::Condensed, condensed as u64);
     }
 
     /// What the log tells, where it was taken up: once.
@@ -294,6 +296,36 @@ mod tests {
         // Whoever is next is still told what may have been done.
         let book = Journal::take_up(log).take_book();
         assert!(book.intents.contains_key(&9));
+    }
+
+    #[test]
+    fn of_many_nodes_only_those_are_read_that_were_told_last() {
+        const NODES: u64 = 60_000;
+        let log = Arc::new(SharedLog::new().unwrap());
+        let journal = Journal::new(log.clone());
+        for node in 2..2 + NODES {
+            let told = Record::Node {
+                node,
+                ino: node,
+                file_type: libc::S_IFREG,
+                real: 0,
+                lookups: 1,
+            };
+            journal.put(&[told, name(node, 1, "a name of some length".as_ref())]);
+        }
+        let begin = std::time::Instant::now();
+        while journal.has_grown_by(CONDENSE_ABOVE) || journal.condensing.load(Ordering::Relaxed) {
+            assert!(begin.elapsed().as_secs() < 120);
+            journal.put(&[Record::Lookup(5), Record::Forget(5, 1)]);
+            std::thread::yield_now();
+        }
+        let book = Journal::take_up(log).take_book();
+        let read = book.changed_nodes().count() as u64;
+        assert!(read < NODES / 2, "{read}");
+        for node in 2..2 + NODES {
+            assert_eq!(book.node(node).unwrap().lookups, 1, "{node}");
+            assert_eq!(book.file(node).unwrap().names.len(), 1, "{node}");
+        }
     }
 
     #[test]
