@@ -13,6 +13,7 @@ use hashbrown::HashTable;
 
 use super::error::{Error, Result};
 use super::inode::Inode;
+use super::links::is_of_name;
 use super::lock::{Rank, Ranked};
 use super::moves::Moves;
 use super::numbered::{Numbered, Numbers};
@@ -309,6 +310,10 @@ impl Table {
 
     /// Has no new file get a number that stands for no real one.
     pub(crate) fn keep_number(&self, ino: u64) {
+        // Those are not counted up.
+        if is_of_name(ino) {
+            return;
+        }
         self.next_dynamic.fetch_max(ino + 1, Ordering::Relaxed);
     }
 
@@ -664,6 +669,16 @@ mod tests {
         let (b, new) = table.find_or_insert(7, |n| inode(n, 7));
         assert!(!new);
         assert!(Arc::ptr_eq(&a, &b));
+    }
+
+    #[test]
+    fn the_number_of_a_name_is_none_to_count_on_from() {
+        let table = Table::new();
+        let counted = table.dynamic_ino();
+        table.keep_number(RETIRED_BASE - 1);
+        assert_eq!(table.dynamic_ino(), counted + 1);
+        table.keep_number(counted + 7);
+        assert_eq!(table.dynamic_ino(), counted + 8);
     }
 
     #[test]
