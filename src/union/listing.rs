@@ -112,6 +112,8 @@ pub(crate) struct Listing {
     next_cookie: u64,
     /// The cookies below this one are written down (see [`Listing::written_down`]).
     noted: u64,
+    /// How many names what is written down has, those that are gone by now included.
+    noted_names: usize,
     subdirs: u32,
 }
 
@@ -199,9 +201,14 @@ impl Listing {
     /// The cookies that were given since this was called last, to be written down: a reading stops before the end, and may go on
     /// in another process. `None` when there are none.
     pub(crate) fn written_down(&mut self) -> Option<Cookies> {
-        let from = std::mem::replace(&mut self.noted, self.next_cookie);
+        let mut from = std::mem::replace(&mut self.noted, self.next_cookie);
         if from == self.next_cookie {
             return None;
+        }
+        if self.noted_names > 2 * (self.by_name.len() + FORMER) {
+            // Most of it is out of date, and would be kept for as long as the directory is known.
+            from = 0;
+            self.noted_names = 0;
         }
         let first = self.places.partition_point(|place| place.cookie < from);
         let present = self.places[first..].iter().filter_map(|place| {
@@ -211,10 +218,12 @@ impl Listing {
         // They may come back with the cookies that they had.
         let former = self.former.iter().filter(|(_, cookie)| *cookie >= from);
         let former = former.map(|(name, cookie)| (*cookie, name.as_bytes().to_vec()));
+        let names: Vec<_> = present.chain(former).collect();
+        self.noted_names += names.len();
         Some(Cookies {
             from,
             next: self.next_cookie,
-            names: present.chain(former).collect(),
+            names,
         })
     }
 
@@ -244,6 +253,7 @@ impl Listing {
         self.places.sort_by_key(|place| place.cookie);
         // Those of names that were new are not.
         self.noted = cookies.next;
+        self.noted_names = cookies.names.len();
         self.compact();
     }
 
@@ -433,6 +443,35 @@ mod tests {
             matches!(l.get(name("both")), Known::Item(i) if i.upper && i.lower == Some(1) && i.file_type == libc::S_IFREG)
         );
         assert_eq!(l.subdirs(), 1);
+    }
+
+    #[test]
+    fn what_is_written_down_of_a_spool_directory_stays_small() {
+        let mut l = Listing::new();
+        l.insert_upper(name("stays"), libc::S_IFREG, 1);
+        let mut told = Cookies::default();
+        for round in 0..1000 {
+            for file in 0..30 {
+                l.insert_upper(name(&format!("{round}-{file}")), libc::S_IFREG, 1);
+            }
+            told.add(l.written_down().unwrap());
+            assert!(told.names.len() < 300, "{}", told.names.len());
+            for file in 0..30 {
+                l.remove(name(&format!("{round}-{file}")), false);
+            }
+        }
+        l.insert_upper(name("last"), libc::S_IFREG, 1);
+        told.add(l.written_down().unwrap());
+        let mut other = Listing::new();
+        for entry in ["last", "stays"] {
+            other.insert_upper(name(entry), libc::S_IFREG, 1);
+        }
+        other.take_cookies(&told);
+        let cookies = |l: &Listing| -> Vec<u64> {
+            let batch = l.batch_after(COOKIE_DOTDOT, 10);
+            batch.into_iter().map(|(cookie, _)| cookie).collect()
+        };
+        assert_eq!(cookies(&other), cookies(&l));
     }
 
     #[test]
