@@ -40,7 +40,7 @@ pub struct LayerOptions {
     /// whoever owns a file may have set (`user.overlay.`). A mount with more rights than they would read them another file. Of
     /// no effect on the layers of the store, which have no such marks.
     pub namespace: Namespace,
-    /// The layer is one of the store, where xattrs of the image are kept by other names (see [`to_store`](super::format::to_store)):
+    /// The layer is one of the store, where xattrs of the image are kept by other names (see [`to_store`]):
     /// they are told as a mount would write them that has its own marks in this namespace.
     pub names_for: Option<Namespace>,
     /// It was the upper of a mount: marks of that namespace alone count, as those of the other one belong to overlays that are
