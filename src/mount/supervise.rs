@@ -491,7 +491,7 @@ mod tests {
         let begin = Instant::now();
         for n in 0..100 {
             let at = begin + WINDOW / 4 * n;
-            assert_eq!(deaths.add(CRASH, false, at), Verdict::Again, "{n}");
+            assert_eq!(deaths.add(CRASH, true, at), Verdict::Again, "{n}");
         }
     }
 
