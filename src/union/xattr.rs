@@ -150,7 +150,8 @@ impl Union {
         // Removing an ACL that is not there is no error (posix_acl_xattr_set with no value). Neither is it where capabilities have
         // gone: the kernel has seen them and takes them away before a write, and in between may have passed on what a program wrote
         // through a mapping, with which they went. The write would fail.
-        let may_be_gone = acl::is_acl(name) || name == CAPABILITY;
+        let written = inode.is_file() && inode.data_in_upper();
+        let may_be_gone = acl::is_acl(name) || (name == CAPABILITY && written);
         let get = || Ok(layer.get_xattr(&at, &disk)?);
         if own || change_attributes(&inode, &cause, get)?.is_none() {
             return if may_be_gone {
