@@ -5,10 +5,13 @@ mod record;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 pub use record::Record;
@@ -24,6 +27,9 @@ use crate::sys::mount::{FS_TYPE, MountEntry, mount_table, mount_table_of, unmoun
 
 /// How long a daemon may take to end after its mount is gone; discarding a large upper takes its time.
 const END_LIMIT: Duration = Duration::from_secs(120);
+
+/// How long it may take to end after its record is gone, in milliseconds.
+const EXIT_LIMIT_MS: u16 = 2000;
 
 /// What has become of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -259,13 +265,16 @@ fn is_mounted(mountpoint: &Path) -> Result<bool, MountError> {
 
 /// A mount that is gone, and whose daemon may still be on its way.
 #[derive(Debug)]
-pub struct Ending(Vec<Found>);
+pub struct Ending(Vec<(Found, Option<OwnedFd>)>);
 
 impl Ending {
     /// Waits until the daemon has ended and let go of all layers.
     pub fn wait(self) -> Result<(), MountError> {
-        for found in self.0 {
+        for (found, process) in self.0 {
             wait_for_end(&found)?;
+            if let Some(process) = process {
+                wait_for_exit(&process);
+            }
             warn_of_partial(&found.record);
         }
         Ok(())
@@ -286,13 +295,18 @@ pub fn begin_unmount(dir: &Path, lazy: bool) -> Result<Ending, MountError> {
         return Err(MountError::NotMounted(mountpoint));
     }
     let mut found = records_at(&mountpoint);
+    let process = |found: &Found| {
+        let pid = i32::try_from(found.record.pid).ok().and_then(Pid::from_raw);
+        pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+    };
+    let processes: Vec<_> = found.iter().map(process).collect();
     sys_unmount(&mountpoint, lazy).map_err(|e| match e.kind() {
         io::ErrorKind::ResourceBusy => MountError::Busy(mountpoint.clone()),
         _ => MountError::Path("unmounting", mountpoint.clone(), e),
     })?;
     found.iter().filter(|found| !found.alive).for_each(sweep);
-    found.retain(|found| found.alive);
-    Ok(Ending(found))
+    let ending = found.drain(..).zip(processes);
+    Ok(Ending(ending.filter(|(found, _)| found.alive).collect()))
 }
 
 /// The mount is gone, which was asked for, but its upper is not yet what others can read.
@@ -310,6 +324,15 @@ fn warn_of_partial(record: &Record) {
         "not all of the files that were copied up by blocks are complete: nothing but acetate can read {upper}, and \
          the next mount goes on with them{why}"
     );
+}
+
+/// Waits for a process that has taken its record away to have ended too, which is a matter of moments.
+fn wait_for_exit(process: &OwnedFd) {
+    let mut exit = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+    // The number in the record may be that of another process here, in a namespace of its own.
+    if let Ok(0) | Err(_) = poll(&mut exit, PollTimeout::from(EXIT_LIMIT_MS)) {
+        log::debug!("the daemon has let go of the mount and has not ended yet");
+    }
 }
 
 /// Waits for a daemon whose mount is gone.
